@@ -1,0 +1,88 @@
+"""Augmentation as a pure function of (key, images): one composed random affine warp, bilinear, zero outside."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Ranges the warp is drawn from, uniformly.
+
+    Attributes:
+        rotation: degrees, drawn from [-rotation, rotation].
+        translation: fraction of the side, drawn from [-translation, translation] for each axis.
+        scale: (smallest, largest) magnification.
+    """
+
+    rotation: float = 18.0
+    translation: float = 0.1
+    scale: tuple[float, float] = (0.8, 1.2)
+
+
+def draw_transforms(
+    key: Key[Array, ""], num_images: int, side: int, augmentation: Augmentation
+) -> Float[Array, "n 2 3"]:
+    """Random affine maps from output pixel (row, column, 1) to input pixel, about the image's centre.
+
+    An image is rotated and magnified about its centre, then shifted; the maps are the inverse of that, which is what
+    resampling needs.
+    """
+    rotation_key, scale_key, shift_key = jax.random.split(key, 3)
+    limit = jnp.deg2rad(augmentation.rotation)
+    angle = jax.random.uniform(rotation_key, (num_images,), minval=-limit, maxval=limit)
+    smallest, largest = augmentation.scale
+    scale = jax.random.uniform(scale_key, (num_images,), minval=smallest, maxval=largest)
+    limit = augmentation.translation * side
+    shift = jax.random.uniform(shift_key, (num_images, 2), minval=-limit, maxval=limit)
+
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    linear = jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2)
+    centre = (side - 1) / 2
+    # Elementwise rather than a matrix product: accelerators round those to fewer bits, and this is a position.
+    offset = centre - (linear * (centre + shift)[:, None, :]).sum(-1)
+    return jnp.concatenate([linear, offset[:, :, None]], axis=-1)
+
+
+def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:
+    """Resample each image: output pixel p takes the bilinear value at `transform @ (p, 1)`, zero outside the image.
+
+    Equal to `scipy.ndimage.affine_transform(order=1, mode="grid-constant")`. Values stay in 0..255, as float32.
+    """
+    n, height, width = images.shape
+    rows = jnp.arange(height, dtype=jnp.float32)[None, :, None]
+    columns = jnp.arange(width, dtype=jnp.float32)[None, None, :]
+
+    def coordinate(axis: int, size: int) -> tuple[Array, Array]:
+        a, b, c = (transforms[:, axis, k][:, None, None] for k in range(3))
+        # Beyond one pixel outside everything is zero: clipping there keeps indices inside the padding below.
+        position = jnp.clip(a * rows + b * columns + c, -1.0, size)
+        floor = jnp.floor(position)
+        return floor.astype(jnp.int32) + 1, position - floor
+
+    row, row_fraction = coordinate(0, height)
+    column, column_fraction = coordinate(1, width)
+
+    # A gather costs the same for a byte as for a word: pack each pixel with its right, lower and diagonal neighbours
+    # and gather once instead of four times (2.9 -> 1.3 us an image on one CPU core).
+    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2))).astype(jnp.uint32)
+    top, bottom = padded[:, :-1], padded[:, 1:]
+    packed = top[..., :-1] | top[..., 1:] << 8 | bottom[..., :-1] << 16 | bottom[..., 1:] << 24
+    index = (row * (width + 2) + column).reshape(n, -1)
+    quad = jnp.take_along_axis(packed.reshape(n, -1), index, axis=1, mode="promise_in_bounds")
+    quad = quad.reshape(n, height, width)
+    top_left, top_right, bottom_left, bottom_right = (
+        (quad >> shift & 0xFF).astype(jnp.float32) for shift in (0, 8, 16, 24)
+    )
+    top_value = top_left + column_fraction * (top_right - top_left)
+    bottom_value = bottom_left + column_fraction * (bottom_right - bottom_left)
+    return top_value + row_fraction * (bottom_value - top_value)
+
+
+def augment(
+    key: Key[Array, ""], images: UInt8[Array, "n h w"], augmentation: Augmentation
+) -> Float[Array, "n h w"]:
+    """`images` (square, 0..255), each under its own random warp; float32 in 0..255. The identity for zero ranges."""
+    return warp(images, draw_transforms(key, images.shape[0], images.shape[1], augmentation))

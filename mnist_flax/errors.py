@@ -1,0 +1,32 @@
+"""How a command fails: one sentence on standard error and exit status 2, never a traceback."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right. The message says what is wrong and what to do."""
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Turn expected failures of a command's `main` into a sentence and an exit status."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except UserError as error:
+            sys.exit(_say(str(error), 2))
+        except OSError as error:  # a full disk, a directory that may not be written, a file that is not there
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(_say(f"{where}{error.strerror or error}", 2))
+        except KeyboardInterrupt:
+            sys.exit(_say("interrupted", 130))
+
+    return wrapped
+
+
+def _say(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

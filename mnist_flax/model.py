@@ -1,0 +1,127 @@
+"""The network: 12,534 parameters, no dense layer. NHWC, Flax linen."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mnist_flax import ops
+
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = 10
+
+# PyTorch's default: kaiming_uniform_(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights, and so for biases.
+# https://github.com/pytorch/pytorch/blob/main/torch/nn/modules/conv.py (reset_parameters)
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def bias_init_for(fan_in: int) -> nn.initializers.Initializer:
+    """Initialiser of a convolution's bias as PyTorch does it: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm` with PyTorch's conventions: momentum 0.1 (Flax: 0.9) and an unbiased running variance.
+
+    With `axis_name` the statistics are those of the whole batch across that mesh axis.
+    https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w c"]:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            return x * factor + (bias - running_mean.value * factor)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, mean, variance = ops.batch_norm(x, scale, bias, self.epsilon, axis_name)
+        if not self.is_initializing():
+            devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+            count = devices * x.size // x.shape[-1]
+            running_mean.value += self.momentum * (mean - running_mean.value)
+            running_var.value += self.momentum * (variance * count / max(count - 1, 1) - running_var.value)
+        return y
+
+
+class ConvBlock(nn.Module):
+    """Convolution, BatchNorm, ReLU."""
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    padding: int = 0
+    use_bias: bool = False
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h_out w_out f"]:
+        kernel_height, kernel_width = self.kernel_size
+        x = nn.Conv(
+            self.features,
+            self.kernel_size,
+            padding=self.padding,
+            use_bias=self.use_bias,
+            kernel_init=kernel_init,
+            bias_init=bias_init_for(kernel_height * kernel_width * x.shape[-1]),
+            conv_general_dilated=ops.conv_general_dilated,
+            name="conv",
+        )(x)
+        x = BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
+        return nn.relu(x)
+
+
+class MaxPool(nn.Module):
+    """2×2 max-pool, stride 2; a module so that it shows under its name among the captured intermediates."""
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+        return ops.max_pool_2x2(x)
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over space; a module for the same reason."""
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
+        return x.mean(axis=(1, 2), keepdims=True)
+
+
+class MNISTNet(nn.Module):
+    """The reference network, layer for layer and name for name.
+
+    `apply({"params": ..., "batch_stats": ...}, images, train=False)` maps normalised images `(n, 28, 28, 1)` to logits
+    `(n, 10)`. With `train=True` pass `mutable=["batch_stats"]`, and inside `shard_map` give `axis_name` so that
+    BatchNorm sees the whole batch.
+    """
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n 28 28 1"], *, train: bool = False) -> Float[Array, "n 10"]:
+        def block(name: str, features: int, kernel_size=(3, 3), padding=0, use_bias=False) -> ConvBlock:
+            return ConvBlock(features, kernel_size, padding, use_bias, self.axis_name, name=name)
+
+        x = block("block1", 8)(x, train=train)  # 26×26
+        x = block("block2", 12)(x, train=train)  # 24×24
+        x = block("block3", 16)(x, train=train)  # 22×22
+        x = block("block4", 20)(x, train=train)  # 20×20
+        x = MaxPool(name="maxpool")(x)  # 10×10
+        x = block("channel_reduce", 12, kernel_size=(1, 1), use_bias=True)(x, train=train)
+        x = block("block5", 16, padding=1)(x, train=train)
+        x = block("block6", 16, padding=1)(x, train=train)
+        x = block("block7", 16, padding=1)(x, train=train)
+        x = GlobalAveragePool(name="gap")(x)  # 1×1
+        x = nn.Conv(
+            NUM_CLASSES, (1, 1), kernel_init=kernel_init, bias_init=bias_init_for(x.shape[-1]), name="final_conv"
+        )(x)
+        return x.reshape(-1, NUM_CLASSES)
