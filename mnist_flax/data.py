@@ -30,8 +30,8 @@ class DataUnavailableError(UserError):
 class Examples(NamedTuple):
     """Images and labels; NumPy arrays here, device arrays in a training program. Label -1 marks padding."""
 
-    images: UInt8[Shaped, "n 28 28"]
-    labels: Int[Shaped, " n"]
+    images: UInt8[Any, "n 28 28"]
+    labels: Int[Any, " n"]
 
 
 class Normalization(NamedTuple):
@@ -47,14 +47,20 @@ class Normalization(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset split three ways. `selection` says which split models are chosen on: "validation" or "test"."""
+    """A dataset split three ways.
+
+    Attributes:
+        selection_split: "validation", or "test" where nothing is held out and `validation` is the test set itself.
+        note: why this is not the dataset that was asked for, if so.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Examples
     validation: Examples
     test: Examples
-    selection: str
+    selection_split: str
+    note: str | None = None
 
     @property
     def normalization(self) -> Normalization:
@@ -69,10 +75,18 @@ class Dataset:
 def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> Dataset:
     """Load a dataset and hold out `val_size` of its training images (default one twelfth; 0: select on test).
 
+    "auto" is MNIST, or `digits` with a note if MNIST is neither on disk nor to be had; if it is there but damaged,
+    that is an error.
+
     Raises:
         DataUnavailableError: it is not on disk and cannot be downloaded.
         UserError: a file is damaged, or `val_size` leaves nothing to train on.
     """
+    if name == "auto":
+        try:
+            return load("mnist", data_dir, val_size, seed)
+        except DataUnavailableError as error:
+            return dataclasses.replace(load("digits", data_dir, val_size, seed), note=str(error))
     class_names, train, test = _load_digits() if name == "digits" else _load_tfds(name, data_dir)
     num_train = len(train.labels)
     val_size = num_train // 12 if val_size is None else val_size
@@ -84,14 +98,6 @@ def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> D
     validation = Examples(train.images[held_out], train.labels[held_out])
     rest = Examples(train.images[~held_out], train.labels[~held_out])
     return Dataset(name, class_names, rest, validation, test, "validation")
-
-
-def load_auto(data_dir: Path | None, val_size: int | None, seed: int) -> tuple[Dataset, str | None]:
-    """MNIST, or else `digits` with the reason why; a damaged MNIST is an error, not a reason."""
-    try:
-        return load("mnist", data_dir, val_size, seed), None
-    except DataUnavailableError as error:
-        return load("digits", data_dir, val_size, seed), str(error)
 
 
 def stratified_choice(labels: Int[np.ndarray, " n"], size: int, seed: int) -> Shaped[np.ndarray, " n"]:
@@ -134,8 +140,10 @@ def _load_tfds(name: str, data_dir: Path | None) -> tuple[tuple[str, ...], Examp
     urls = [f"{builder_class.URL}{file}-ubyte.gz" for file in files]
     root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser()
     paths = _fetch(name, urls, builder_class.url_infos, root)
-    arrays = [_decode(path, builder_class.url_infos[url], 3 if "images" in url else 1)
-              for path, url in zip(paths, urls, strict=True)]
+    arrays = [
+        _decode(path, builder_class.url_infos[url], num_dimensions=3 if "images" in url else 1)
+        for path, url in zip(paths, urls, strict=True)
+    ]
     train, test = Examples(arrays[0], arrays[1].astype(np.int32)), Examples(arrays[2], arrays[3].astype(np.int32))
     class_names = builder_class(data_dir=str(root)).info.features["label"].names
     return tuple(class_names), train, test
@@ -145,6 +153,7 @@ def _fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) ->
     """Local paths of `urls`, downloaded where they are neither in TFDS's cache nor in its manual directory."""
     import requests
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     class Manager(tfds.download.DownloadManager):
         """TFDS's manager, which would go on trying to connect for minutes without a word."""
@@ -170,7 +179,7 @@ def _fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) ->
             dataset_name=name,
         )
         return [Path(path) for path in manager.download(urls)]
-    except tfds.download.NonMatchingChecksumError as error:
+    except NonMatchingChecksumError as error:
         raise UserError(
             f"{_offending_path(error)} is not {name}'s file: its SHA-256 differs from the one TFDS lists, so it is "
             "corrupt, truncated or another dataset's; delete it and run again, or replace it"

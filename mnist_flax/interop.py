@@ -74,8 +74,7 @@ def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _expected_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     import jax
 
-    from mnist_flax.model import IMAGE_SHAPE, MNISTNet
+    from mnist_flax.model import init_variables
 
-    shapes = jax.eval_shape(MNISTNet().init, jax.random.key(0), np.zeros((1, *IMAGE_SHAPE), np.float32))
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init_variables, jax.random.key(0)))
     return {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}

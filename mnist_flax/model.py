@@ -1,5 +1,7 @@
 """The network: 12,534 parameters, no dense layer. NHWC, Flax linen."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,3 +127,13 @@ class MNISTNet(nn.Module):
             NUM_CLASSES, (1, 1), kernel_init=kernel_init, bias_init=bias_init_for(x.shape[-1]), name="final_conv"
         )(x)
         return x.reshape(-1, NUM_CLASSES)
+
+
+def init_variables(key: jax.Array) -> dict[str, Any]:
+    """Fresh `{"params", "batch_stats"}`."""
+    return MNISTNet().init(key, jnp.zeros((1, *IMAGE_SHAPE)))
+
+
+def count_parameters(params: Any) -> int:
+    """Trainable numbers in a parameter tree (running statistics are not)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

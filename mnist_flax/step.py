@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mnist_flax.augment import Augmentation, draw_transforms, warp
+from mnist_flax.data import Examples, Normalization
 
 AXIS = "data"  # the mesh's one axis
 
@@ -37,26 +38,6 @@ class Batch(NamedTuple):
 
     images: Float[Array, "n 28 28 1"]
     labels: Int[Array, " n"]
-
-
-class Examples(NamedTuple):
-    """A split as it lies on the device: raw images, labels, and which rows are real rather than padding."""
-
-    images: UInt8[Array, "n 28 28"]
-    labels: Int[Array, " n"]
-    real: Bool[Array, " n"]
-
-
-class Normalization(NamedTuple):
-    """Mean and standard deviation of a training set's pixels, on the scale 0..1."""
-
-    mean: float
-    std: float
-
-    def __call__(self, images: Array) -> Float[Array, "n 28 28 1"]:
-        """Images in 0..255 as network input."""
-        scale = 1 / (255 * self.std)
-        return (images * scale - self.mean / self.std)[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,30 +103,36 @@ def train_step(
     if axis_name is not None:
         loss, grads = lax.pmean((loss, grads), axis_name)
         correct = lax.psum(correct, axis_name)
-    metrics = {"loss": loss, "correct": correct, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, "correct": correct, "grad_norm": optax.tree.norm(grads)}
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
 
 
-def epoch_order(key: Key[Array, ""], epoch: Int[Array, ""], num_examples: int) -> Int[Array, " n"]:
-    """The order in which an epoch visits the training examples."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -> Int[Array, " n"]:
+    """The order in which the epoch that `state` is in visits the training examples."""
+    shuffle_key, _ = jax.random.split(state.key)
+    return jax.random.permutation(jax.random.fold_in(shuffle_key, state.step // steps_per_epoch), num_examples)
 
 
 def train_steps(
-    state: TrainState, totals: Totals, train: Examples, num_steps: Int[Array, ""], *, options: StepOptions
+    state: TrainState,
+    totals: Totals,
+    train: Examples,
+    order: Int[Array, " n"],
+    num_steps: Int[Array, ""],
+    *,
+    options: StepOptions,
 ) -> tuple[TrainState, Totals]:
     """Up to `num_steps` steps within one epoch; stops early after a step whose loss or gradient is not finite.
 
-    The order comes from the epoch, the warps from the step, both through the state's key: how the steps are cut into
-    calls, or spread over devices, changes no number a step draws. The last batch of an epoch is filled up from the
-    epoch's start, so that every image is seen and every batch is full.
+    `order` is the epoch's `epoch_order`. Order and warps come from the epoch, the step and the state's key: how steps
+    are cut into calls, or spread over devices, changes no number that a step draws. The last batch of an epoch is
+    filled up from the epoch's start, so that every image is seen and every batch is full.
 
-    `num_steps` is traced, and the loop a `while`: one compilation serves every chunk.
+    `num_steps` is traced and the loop a `while`: one compilation serves every chunk.
     """
     num_examples = train.labels.shape[0]
     steps_per_epoch = -(-num_examples // options.batch_size)
-    shuffle_key, warp_key = jax.random.split(state.key)
-    order = epoch_order(shuffle_key, state.step // steps_per_epoch, num_examples)
+    _, warp_key = jax.random.split(state.key)
     share = options.batch_size // lax.axis_size(AXIS)
     first = lax.axis_index(AXIS) * share
 
@@ -153,10 +140,8 @@ def train_steps(
         position = step % steps_per_epoch * options.batch_size + first + jnp.arange(share)
         chosen = order[position % num_examples]
         # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
-        side = train.images.shape[1]
-        transforms = draw_transforms(
-            jax.random.fold_in(warp_key, step), options.batch_size, side, options.augmentation
-        )
+        key, side = jax.random.fold_in(warp_key, step), train.images.shape[1]
+        transforms = draw_transforms(key, options.batch_size, side, options.augmentation)
         images = warp(train.images[chosen], lax.dynamic_slice_in_dim(transforms, first, share))
         return Batch(options.normalization(images), train.labels[chosen])
 
@@ -173,3 +158,26 @@ def train_steps(
 
     state, totals, _ = lax.while_loop(unfinished, advance, (state, totals, jnp.int32(0)))
     return state, totals
+
+
+def evaluate(
+    variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization
+) -> dict[str, Float[Array, ""]]:
+    """Mean cross-entropy (`loss`, no smoothing) and `accuracy` over a split, in evaluation mode.
+
+    `examples` has a leading axis of batches and is split over the devices along the second; rows labelled -1 are
+    padding and count for nothing, so that every real example counts exactly once.
+    """
+
+    def add_batch(totals: tuple[Array, Array, Array], batch: Examples) -> tuple[tuple[Array, Array, Array], None]:
+        loss, correct, count = totals
+        logits = apply_fn(variables, normalization(batch.images))
+        real = batch.labels >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.labels, 0))
+        hits = (logits.argmax(-1) == batch.labels) & real
+        return (loss + jnp.where(real, losses, 0).sum(), correct + hits.sum(), count + real.sum()), None
+
+    zero = jnp.float32(0), jnp.int32(0), jnp.int32(0)
+    sums, _ = lax.scan(add_batch, zero, examples)
+    loss, correct, count = lax.psum(sums, AXIS)
+    return {"loss": loss / count, "accuracy": correct / count}
