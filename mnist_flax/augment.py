@@ -30,19 +30,18 @@ def draw_transforms(
     An image is rotated and magnified about its centre, then shifted; the maps are the inverse of that, which is what
     resampling needs.
     """
-    rotation_key, scale_key, shift_key = jax.random.split(key, 3)
-    limit = jnp.deg2rad(augmentation.rotation)
-    angle = jax.random.uniform(rotation_key, (num_images,), minval=-limit, maxval=limit)
     smallest, largest = augmentation.scale
-    scale = jax.random.uniform(scale_key, (num_images,), minval=smallest, maxval=largest)
-    limit = augmentation.translation * side
-    shift = jax.random.uniform(shift_key, (num_images, 2), minval=-limit, maxval=limit)
+    limit = jnp.array([jnp.deg2rad(augmentation.rotation), 0, *[augmentation.translation * side] * 2])
+    # One draw for all four: each further threefry call costs half a second of compilation on a CPU.
+    draws = jax.random.uniform(key, (num_images, 4), minval=-1.0, maxval=1.0)
+    angle, _, *shift = (draws * limit).T
+    scale = smallest + (largest - smallest) * (draws[:, 1] + 1) / 2
 
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
     linear = jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2)
     centre = (side - 1) / 2
     # Elementwise rather than a matrix product: accelerators round those to fewer bits, and this is a position.
-    offset = centre - (linear * (centre + shift)[:, None, :]).sum(-1)
+    offset = centre - (linear * (centre + jnp.stack(shift, -1))[:, None, :]).sum(-1)
     return jnp.concatenate([linear, offset[:, :, None]], axis=-1)
 
 

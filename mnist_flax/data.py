@@ -26,6 +26,10 @@ CONNECT_SECONDS = 8.0
 class DataUnavailableError(UserError):
     """A dataset is neither on disk nor to be had from the network (as opposed to being there and damaged)."""
 
+    def __init__(self, reason: str, ways_out: str) -> None:
+        super().__init__(f"{reason}: {ways_out}")
+        self.reason = reason
+
 
 class Examples(NamedTuple):
     """Images and labels; NumPy arrays here, device arrays in a training program. Label -1 marks padding."""
@@ -86,7 +90,7 @@ def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> D
         try:
             return load("mnist", data_dir, val_size, seed)
         except DataUnavailableError as error:
-            return dataclasses.replace(load("digits", data_dir, val_size, seed), note=str(error))
+            return dataclasses.replace(load("digits", data_dir, val_size, seed), note=error.reason)
     class_names, train, test = _load_digits() if name == "digits" else _load_tfds(name, data_dir)
     num_train = len(train.labels)
     val_size = num_train // 12 if val_size is None else val_size
@@ -164,9 +168,9 @@ def _fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) ->
             return super()._download(resource)
 
     ways_out = (
-        "connect to the network and run again, or put the files "
-        f"{', '.join(url.rsplit('/', 1)[1] for url in urls)} into {root}/downloads/manual (or another TFDS data "
-        "directory's, named by --data-dir or TFDS_DATA_DIR), or train on --dataset digits, which needs no files"
+        f"(1) connect to the network and run again, (2) put {', '.join(url.rsplit('/', 1)[1] for url in urls)} into "
+        f"{root}/downloads/manual, or name another TFDS data directory by --data-dir or TFDS_DATA_DIR, or "
+        "(3) train on --dataset digits, which needs no files"
     )
     tfds.disable_progress_bar()
     downloads = root / "downloads"
@@ -185,7 +189,7 @@ def _fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) ->
             "corrupt, truncated or another dataset's; delete it and run again, or replace it"
         ) from error
     except (requests.RequestException, tfds.download.DownloadError, OSError) as error:
-        raise DataUnavailableError(f"{name} is not in {root} and cannot be fetched ({error}): {ways_out}") from error
+        raise DataUnavailableError(f"{name} is not in {root} and cannot be fetched ({error})", ways_out) from error
 
 
 def _offending_path(error: Exception) -> str:

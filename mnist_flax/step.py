@@ -162,8 +162,8 @@ def train_steps(
 
 def evaluate(
     variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization
-) -> dict[str, Float[Array, ""]]:
-    """Mean cross-entropy (`loss`, no smoothing) and `accuracy` over a split, in evaluation mode.
+) -> dict[str, Array]:
+    """Sums over a split, in evaluation mode: cross-entropy (`loss`, no smoothing), hits (`correct`), examples (`count`).
 
     `examples` has a leading axis of batches and is split over the devices along the second; rows labelled -1 are
     padding and count for nothing, so that every real example counts exactly once.
@@ -179,5 +179,4 @@ def evaluate(
 
     zero = jnp.float32(0), jnp.int32(0), jnp.int32(0)
     sums, _ = lax.scan(add_batch, zero, examples)
-    loss, correct, count = lax.psum(sums, AXIS)
-    return {"loss": loss / count, "accuracy": correct / count}
+    return dict(zip(("loss", "correct", "count"), lax.psum(sums, AXIS), strict=True))
