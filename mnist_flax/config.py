@@ -1,13 +1,12 @@
 """A run's options: one frozen dataclass, its presets, and the command line made from it."""
 
-import argparse
 import dataclasses
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import simple_parsing
 
@@ -22,7 +21,7 @@ class Config:
 
     preset: Literal["default", "reference"] = "default"
     """'default': the original's recipe with honest model selection. 'reference': the original's protocol to the letter
-    (trains on all 60,000 images, selects on the test set, stops at 99.4 %)."""
+    (trains on all 60,000 images, selects on the test set, stops at an accuracy of 0.994)."""
 
     workdir: Path = Path("runs/mnist_training")
     """Run directory: checkpoints, TensorBoard events, config.json, metrics.jsonl, summary.json."""
@@ -76,10 +75,10 @@ class Config:
     num_devices: int | None = None
     """Devices to spread each batch over. Default: as many as divide the batch; CPU cores count as devices."""
 
-    distributed: bool = simple_parsing.flag(default=False, negative_option=None)
+    distributed: bool = simple_parsing.field(default=False, action="store_true")
     """Join the other processes of a TPU pod, Slurm or MPI job (jax.distributed.initialize)."""
 
-    overwrite: bool = simple_parsing.flag(default=False, negative_option=None)
+    overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""
 
     def validate(self) -> None:
@@ -127,20 +126,29 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_PROGRAM = "python -m mnist_flax.train"
+
+
+class _Parser(simple_parsing.ArgumentParser):
+    """Answers a mistake with one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The command line as a validated `Config`; a preset supplies the defaults of the other flags."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    preset = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    preset.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    preset = _Parser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
+    preset.add_argument("--preset", default="default")
     chosen, _ = preset.parse_known_args(arguments)
-    parser = simple_parsing.ArgumentParser(
-        prog="python -m mnist_flax.train",
-        description=Config.__doc__,
+    parser = _Parser(
+        prog=_PROGRAM,
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
         allow_abbrev=False,
     )
-    parser.add_arguments(Config, dest="config", default=PRESETS[chosen.preset])
+    parser.add_arguments(Config, dest="config", default=PRESETS.get(chosen.preset, PRESETS["default"]))
     config = parser.parse_args(arguments).config
     config.validate()
     return config

@@ -70,6 +70,9 @@ def compile_per_device(
     return jax.jit(mapped, donate_argnums=donate, compiler_options=cpu_compiler_options())
 
 
+_YNN_DOTS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
 @functools.cache
 def cpu_compiler_options() -> dict[str, str] | None:
     """The XLA option that runs CPU matrix products and weight gradients on its YNN kernels, where XLA has it.
@@ -79,9 +82,8 @@ def cpu_compiler_options() -> dict[str, str] | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
+        jax.jit(lambda x: x + 1, compiler_options=_YNN_DOTS).lower(0.0).compile()
     except Exception:  # noqa: BLE001 - whatever the type, it means "not with these options"
         return None
-    return options
+    return _YNN_DOTS

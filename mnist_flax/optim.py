@@ -16,12 +16,11 @@ def _cosine_cycle(total_steps: int, warmup_fraction: float, start: float, peak: 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.minimum(step, last)
         warming_up = step <= warmup_end
-        # Share of the phase still to go. (1 + cos(pi * done)) / 2 written as sin(pi / 2 * to_go)^2: near the end of a
-        # phase the first form loses all its digits in float32, the second none.
-        to_go = jnp.where(warming_up, (warmup_end - step) / max(warmup_end, 1), (last - step) / (last - warmup_end))
-        weight = jnp.square(jnp.sin(jnp.pi / 2 * to_go))
-        begin, finish = jnp.where(warming_up, start, peak), jnp.where(warming_up, peak, end)
-        return finish + (begin - finish) * weight
+        nearness = jnp.where(warming_up, step / max(warmup_end, 1), (last - step) / (last - warmup_end))
+        # (1 - cos(pi * x)) / 2 written as sin(pi / 2 * x)^2, and measured from the far end: far from the peak, where
+        # the result is small, the first form has lost all its digits in float32 and this one none.
+        far = jnp.where(warming_up, start, end)
+        return far + (peak - far) * jnp.square(jnp.sin(jnp.pi / 2 * nearness))
 
     return schedule
 

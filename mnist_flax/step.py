@@ -6,12 +6,13 @@ and normalising its batches on the device. `evaluate` sums loss and hits over a 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax.training import train_state
+from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -21,15 +22,32 @@ from mnist_flax.data import Examples, Normalization
 AXIS = "data"  # the mesh's one axis
 
 
-class TrainState(train_state.TrainState):
-    """Parameters, optimizer state and step, with BatchNorm's running statistics and the run's random key."""
+class TrainState(struct.PyTreeNode):
+    """All that changes in training, and (outside the tree) the two functions that change it."""
 
+    step: Int[Array, ""]
+    params: Any
     batch_stats: Any
+    opt_state: Any
     key: Key[Array, ""]
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+
+    @classmethod
+    def create(
+        cls,
+        variables: dict[str, Any],
+        key: Key[Array, ""],
+        apply_fn: Callable[..., Any],
+        tx: optax.GradientTransformation,
+    ) -> "TrainState":
+        """The state before the first step."""
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        return cls(jnp.int32(0), params, batch_stats, tx.init(params), key, apply_fn, tx)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """What `apply_fn` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -104,7 +122,9 @@ def train_step(
         loss, grads = lax.pmean((loss, grads), axis_name)
         correct = lax.psum(correct, axis_name)
     metrics = {"loss": loss, "correct": correct, "grad_norm": optax.tree.norm(grads)}
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
 
 
 def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -> Int[Array, " n"]:

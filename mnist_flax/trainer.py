@@ -40,12 +40,8 @@ RUN_ONCE = {"xla_backend_optimization_level": 0}
 def create_state(config: Config, total_steps: int) -> TrainState:
     """The state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    return TrainState.create(
-        apply_fn=MNISTNet(axis_name=AXIS).apply,
-        tx=make_optimizer(total_steps, config.max_lr, config.clip_norm),
-        key=run_key,
-        **init_variables(init_key),
-    )
+    tx = make_optimizer(total_steps, config.max_lr, config.clip_norm)
+    return TrainState.create(init_variables(init_key), run_key, MNISTNet(axis_name=AXIS).apply, tx)
 
 
 def best_epoch(history: list[logs.Row]) -> int:

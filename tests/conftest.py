@@ -1,0 +1,38 @@
+import os
+from pathlib import Path
+
+# Before JAX starts: eight CPU devices, so that one-device and many-device meshes can be compared in one process.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _mnist_directory() -> Path | None:
+    beside = Path(__file__).parents[2] / "shared" / "tfds"
+    for directory in (os.environ.get("TFDS_DATA_DIR"), beside):
+        if directory and (Path(directory) / "downloads/manual/train-images-idx3-ubyte.gz").exists():
+            return Path(directory).absolute()
+    return None
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """A TFDS data directory with MNIST's files; tests that need it skip where there is none."""
+    directory = _mnist_directory()
+    if directory is None:
+        pytest.skip("needs MNIST: set TFDS_DATA_DIR to a TFDS data directory that holds its files")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads a file of golden values computed by the PyTorch reference."""
+    return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+def state_dict(arrays: dict, prefix: str) -> dict:
+    """The entries `prefix/...` of a golden file, as a PyTorch state dict."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

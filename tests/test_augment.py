@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from mnist_flax.augment import Augmentation, augment, draw_transforms, warp
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (16, 28, 28)).astype(np.uint8)
+NONE = Augmentation(rotation=0.0, translation=0.0, scale=(1.0, 1.0))
+
+
+def test_zero_ranges_are_the_identity():
+    np.testing.assert_array_equal(augment(jax.random.key(0), jnp.asarray(IMAGES), NONE), IMAGES)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.floats(-180, 180),
+    st.floats(0.3, 3),
+    st.tuples(st.floats(-30, 30), st.floats(-30, 30)),
+)
+def test_agrees_with_scipy(degrees, scale, offset):
+    cos, sin = np.cos(np.deg2rad(degrees)) / scale, np.sin(np.deg2rad(degrees)) / scale
+    matrix = np.array([[cos, sin], [-sin, cos]], np.float32)
+    transform = np.concatenate([matrix, np.array(offset, np.float32)[:, None]], axis=1)
+    ours = warp(jnp.asarray(IMAGES[:1]), jnp.asarray(transform[None]))[0]
+    theirs = ndimage.affine_transform(
+        IMAGES[0].astype(np.float64), matrix.astype(np.float64), np.float32(offset), order=1, mode="grid-constant"
+    )
+    # Positions up to 120 pixels have 1e-5 of float32 rounding, and the steepest slope is 255 a pixel.
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+
+
+def test_draws_stay_within_the_ranges_and_fill_them():
+    transforms = np.asarray(draw_transforms(jax.random.key(1), 5000, 28, Augmentation()), np.float64)
+    linear, offset = transforms[:, :, :2], transforms[:, :, 2]
+    scale = 1 / np.sqrt(np.linalg.det(linear))
+    angle = np.rad2deg(np.arctan2(linear[:, 0, 1], linear[:, 0, 0]))
+    shift = np.linalg.solve(linear, (13.5 - offset)[..., None])[..., 0] - 13.5
+    for values, low, high in ((scale, 0.8, 1.2), (angle, -18, 18), (shift[:, 0], -2.8, 2.8), (shift[:, 1], -2.8, 2.8)):
+        margin = 1e-2 * (high - low)
+        assert low - margin / 100 <= values.min() < low + margin
+        assert high - margin < values.max() <= high + margin / 100
+        assert abs(values.mean() - (low + high) / 2) < 2 * margin
+    assert np.abs(np.corrcoef([scale, angle, *shift.T]) - np.eye(4)).max() < 0.06
+
+
+def test_rotation_turns_and_translation_moves_as_named():
+    image = np.zeros((1, 28, 28), np.uint8)
+    image[0, 13:15, 20:24] = 255
+    bigger = Augmentation(rotation=0.0, translation=0.0, scale=(2.0, 2.0))
+    enlarged = augment(jax.random.key(0), jnp.asarray(image), bigger)
+    assert ndimage.center_of_mass(np.asarray(enlarged[0]))[1] > 26  # 8 right of the centre becomes 16, cut at the edge
+
+
+def test_pure_function_of_the_key():
+    images = jnp.asarray(IMAGES)
+    first, again, other = (augment(jax.random.key(k), images, Augmentation()) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert 0 <= first.min() <= first.max() <= 255
