@@ -80,8 +80,6 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
     return top_value + row_fraction * (bottom_value - top_value)
 
 
-def augment(
-    key: Key[Array, ""], images: UInt8[Array, "n h w"], augmentation: Augmentation
-) -> Float[Array, "n h w"]:
+def augment(key: Key[Array, ""], images: UInt8[Array, "n h w"], augmentation: Augmentation) -> Float[Array, "n h w"]:
     """`images` (square, 0..255), each under its own random warp; float32 in 0..255. The identity for zero ranges."""
     return warp(images, draw_transforms(key, images.shape[0], images.shape[1], augmentation))

@@ -31,7 +31,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint as `(state, metadata)`, its arrays placed like those of `like`; None if there is none."""
+        """The newest checkpoint as `(state, metadata)`, arrays placed like those of `like`; None if there is none."""
         step = self._manager.latest_step()
         if step is None:
             return None

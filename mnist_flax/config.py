@@ -100,7 +100,11 @@ class Config:
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("clip_norm", self.clip_norm > 0, "a positive number"),
             ("patience", self.patience >= 0, "0 or more"),
-            ("target_accuracy", self.target_accuracy is None or 0 < self.target_accuracy <= 1, "a fraction, e.g. 0.994"),
+            (
+                "target_accuracy",
+                self.target_accuracy is None or 0 < self.target_accuracy <= 1,
+                "a fraction, e.g. 0.994",
+            ),
             ("num_devices", self.num_devices is None or self.num_devices >= 1, "at least 1"),
         ]
         for name, valid, requirement in rules:

@@ -139,10 +139,12 @@ def decode_idx(data: bytes, num_dimensions: int) -> UInt8[np.ndarray, "..."]:
 def _load_tfds(name: str, data_dir: Path | None) -> tuple[tuple[str, ...], Examples, Examples]:
     import tensorflow_datasets as tfds
 
+    from tensorflow_datasets.core import constants
+
     builder_class: Any = tfds.builder_cls(name)
     files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     urls = [f"{builder_class.URL}{file}-ubyte.gz" for file in files]
-    root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser()
+    root = Path(data_dir or constants.get_default_data_dir()).expanduser()
     paths = _fetch(name, urls, builder_class.url_infos, root)
     arrays = [
         _decode(path, builder_class.url_infos[url], num_dimensions=3 if "images" in url else 1)
@@ -177,12 +179,13 @@ def _fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) ->
     try:
         manager = Manager(
             download_dir=downloads,
-            extract_dir=downloads,  # nothing is extracted; the default would create a directory even beside files read-only
+            extract_dir=downloads,  # nothing is extracted, and the default would be created beside read-only files
             manual_dir=downloads / "manual",
             url_infos=url_infos,
             dataset_name=name,
         )
-        return [Path(path) for path in manager.download(urls)]
+        paths: Any = manager.download(urls)
+        return [Path(path) for path in paths]
     except NonMatchingChecksumError as error:
         raise UserError(
             f"{_offending_path(error)} is not {name}'s file: its SHA-256 differs from the one TFDS lists, so it is "
@@ -223,10 +226,10 @@ def _require_connection(url: str) -> None:
 
 def _decode(path: Path, url_info: Any, num_dimensions: int) -> UInt8[np.ndarray, "..."]:
     """Verify and decode one file; TFDS checks what it downloads, but not again what it finds in its cache."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import checksums
 
     try:
-        if tfds.core.download.checksums.compute_url_info(path) != url_info:
+        if checksums.compute_url_info(path) != url_info:
             raise ValueError("its SHA-256 differs from the one TFDS lists")
         return decode_idx(gzip.decompress(path.read_bytes()), num_dimensions)
     except (ValueError, EOFError, gzip.BadGzipFile) as error:

@@ -72,7 +72,9 @@ class TensorBoard:
 
     def add_result(self, options: dict[str, Any], result: dict[str, float]) -> None:
         """Hyper-parameters with the final figures (TensorBoard's HPARAMS tab)."""
-        shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
+        shown = {
+            name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
+        }
         self._writer.add_hparams(shown, {f"result/{name}": value for name, value in result.items()}, name="hparams")
 
     def close(self) -> None:
@@ -107,4 +109,3 @@ class Progress:
         """Leave the terminal clean."""
         self._bar.leave = False
         self._bar.close()
-

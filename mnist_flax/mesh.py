@@ -16,6 +16,9 @@ from mnist_flax.step import AXIS
 # Below this a step on CPU cores is mostly the collectives between them.
 MIN_IMAGES_PER_CORE = 16
 
+REPLICATED = PartitionSpec()
+SPLIT_BATCHES = PartitionSpec(None, AXIS)
+
 
 def make_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
     """The mesh to train on: `num_devices` devices, or as many of those there are as divide the batch.
@@ -49,24 +52,24 @@ def make_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
 def split_batches(examples: Examples, batch_size: int, mesh: Mesh) -> Examples:
-    """A split as `evaluate` takes it: `(batches, batch_size, ...)`, each batch spread over the devices, padded by -1."""
+    """A split as `evaluate` takes it: `(batches, batch_size, ...)`, each batch over all devices, the last one padded."""
     batch_size = -(-min(batch_size, len(examples.labels)) // mesh.size) * mesh.size
     padding = -len(examples.labels) % batch_size
     images = np.pad(examples.images, ((0, padding), (0, 0), (0, 0)))
     labels = np.pad(examples.labels, (0, padding), constant_values=-1)
     batched = Examples(images.reshape(-1, batch_size, *images.shape[1:]), labels.reshape(-1, batch_size))
-    return jax.device_put(batched, NamedSharding(mesh, PartitionSpec(None, AXIS)))
+    return jax.device_put(batched, NamedSharding(mesh, SPLIT_BATCHES))
 
 
 def compile_per_device(
-    function: Callable[..., Any], mesh: Mesh, in_specs: Any = PartitionSpec(), donate: tuple[int, ...] = ()
+    function: Callable[..., Any], mesh: Mesh, in_specs: Any = REPLICATED, donate: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
     """`jit` a function that runs on every device of the mesh with its share of the inputs and a replicated result."""
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(), check_vma=False)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
     return jax.jit(mapped, donate_argnums=donate, compiler_options=cpu_compiler_options())
 
 

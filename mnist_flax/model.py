@@ -1,5 +1,6 @@
 """The network: 12,534 parameters, no dense layer. NHWC, Flax linen."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -69,14 +70,13 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h_out w_out f"]:
-        kernel_height, kernel_width = self.kernel_size
         x = nn.Conv(
             self.features,
             self.kernel_size,
             padding=self.padding,
             use_bias=self.use_bias,
             kernel_init=kernel_init,
-            bias_init=bias_init_for(kernel_height * kernel_width * x.shape[-1]),
+            bias_init=bias_init_for(math.prod(self.kernel_size) * x.shape[-1]),
             conv_general_dilated=ops.conv_general_dilated,
             name="conv",
         )(x)
@@ -131,7 +131,8 @@ class MNISTNet(nn.Module):
 
 def init_variables(key: jax.Array) -> dict[str, Any]:
     """Fresh `{"params", "batch_stats"}`."""
-    return MNISTNet().init(key, jnp.zeros((1, *IMAGE_SHAPE)))
+    variables: Any = MNISTNet().init(key, jnp.zeros((1, *IMAGE_SHAPE)))
+    return variables
 
 
 def count_parameters(params: Any) -> int:

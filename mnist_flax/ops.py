@@ -32,7 +32,8 @@ def conv_general_dilated(
         return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], (1, 1), padding)
-    return _conv(inputs, kernel, tuple((int(low), int(high)) for low, high in padding))
+    (top, bottom), (left, right) = padding
+    return _conv(inputs, kernel, ((top, bottom), (left, right)))
 
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -89,7 +90,9 @@ def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array
     inputs, kernel = residuals
     # The barrier keeps XLA from folding the flip back into the convolution.
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    spread = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, padding, strict=False))
+    (top, bottom), (left, right) = padding
+    height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
+    spread = ((height - top, height - bottom), (width - left, width - right))
     d_inputs = _forward_conv(cotangent, flipped, spread)
     # image = input channels, channels = the batch, kernel = the cotangent.
     d_kernel = _plain_conv(inputs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding)
@@ -143,10 +146,12 @@ def batch_norm(
     epsilon: float = 1e-5,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Normalise by the batch's own moments (Ioffe & Szegedy, 2015, arXiv:1502.03167); with `axis_name`, the whole mesh's.
+    """Normalise by the batch's own moments; with `axis_name`, by those of the whole mesh's batch.
 
     Returns the normalised, scaled and shifted `x`, and the mean and biased variance it used. The moments are
     auxiliary (they feed the running statistics): no gradient flows back through them.
+
+    Ioffe & Szegedy, 2015, arXiv:1502.03167.
     """
     return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
 

@@ -10,7 +10,7 @@ Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def _cosine_cycle(total_steps: int, warmup_fraction: float, start: float, peak: float, end: float) -> Schedule:
-    """start -> peak over the warm-up, peak -> end over the rest, each half a cosine; PyTorch's phase boundaries."""
+    """From start to peak over the warm-up, then to end, each half a cosine; PyTorch's phase boundaries."""
     warmup_end, last = warmup_fraction * total_steps - 1, total_steps - 1
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:

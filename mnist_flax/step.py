@@ -180,10 +180,8 @@ def train_steps(
     return state, totals
 
 
-def evaluate(
-    variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization
-) -> dict[str, Array]:
-    """Sums over a split, in evaluation mode: cross-entropy (`loss`, no smoothing), hits (`correct`), examples (`count`).
+def evaluate(variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization) -> dict[str, Array]:
+    """Sums over a split in evaluation mode: cross-entropy (`loss`, unsmoothed), hits (`correct`), examples (`count`).
 
     `examples` has a leading axis of batches and is split over the devices along the second; rows labelled -1 are
     padding and count for nothing, so that every real example counts exactly once.

@@ -1,7 +1,7 @@
 """`python -m mnist_flax.summary`: the network as a table."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mnist_flax.errors import command
 
@@ -23,7 +23,7 @@ def layers() -> list[Layer]:
     from mnist_flax.interop import BLOCKS
     from mnist_flax.model import IMAGE_SHAPE, MNISTNet, count_parameters, init_variables
 
-    def outputs(key: jax.Array) -> tuple[dict, dict]:
+    def outputs(key: jax.Array) -> tuple[Any, Any]:
         variables = init_variables(key)
         _, state = MNISTNet().apply(variables, jnp.zeros((1, *IMAGE_SHAPE)), capture_intermediates=True)
         return variables["params"], state["intermediates"]

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from mnist_flax import augment, logs
 from mnist_flax.checkpoint import Checkpoints, resumable
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, Examples
 from mnist_flax.errors import UserError
-from mnist_flax.mesh import compile_per_device, replicate, split_batches
+from mnist_flax.mesh import REPLICATED, SPLIT_BATCHES, compile_per_device, replicate, split_batches
 from mnist_flax.model import MNISTNet, count_parameters, init_variables
 from mnist_flax.optim import make_optimizer, one_cycle
 from mnist_flax.step import AXIS, StepOptions, Totals, TrainState, epoch_order, evaluate, train_steps
@@ -79,7 +79,7 @@ class Trainer:
             config.rotation, config.translation, (config.scale_min, config.scale_max)
         )
 
-        replicated = NamedSharding(mesh, PartitionSpec())
+        replicated = NamedSharding(mesh, REPLICATED)
         self.state: TrainState = jax.jit(
             functools.partial(create_state, config, total_steps), out_shardings=replicated, compiler_options=RUN_ONCE
         )()
@@ -91,11 +91,11 @@ class Trainer:
         self._order = compile_per_device(
             functools.partial(epoch_order, num_examples=num_train, steps_per_epoch=self.steps_per_epoch), mesh
         )
-        self._steps = compile_per_device(functools.partial(train_steps, options=options), mesh, donate=(0, 1))
+        self._steps: Any = compile_per_device(functools.partial(train_steps, options=options), mesh, donate=(0, 1))
         self._evaluate = compile_per_device(
             functools.partial(evaluate, apply_fn=MNISTNet().apply, normalization=self.normalization),
             mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(None, AXIS)),
+            in_specs=(REPLICATED, SPLIT_BATCHES),
         )
         self.train_examples: Examples = replicate(dataset.train, mesh)
         self.validation_batches = split_batches(dataset.validation, EVALUATION_BATCH, mesh)
@@ -138,7 +138,7 @@ class Trainer:
 
     def _epoch(self) -> None:
         """Train to the end of the epoch the state is in, evaluate, checkpoint, record."""
-        order = self._order(self.state)
+        order, totals = self._order(self.state), self.totals
         done = int(self.state.step) % self.steps_per_epoch
         while done < self.steps_per_epoch:
             started = time.perf_counter()
@@ -260,7 +260,8 @@ class Trainer:
         return (
             f"loss {totals.last_loss} and gradient norm {totals.last_grad_norm} in step {step} (epoch "
             f"{len(self.history) + 1}, learning rate {learning_rate:.3g}) are not finite numbers: training has "
-            f"diverged; lower --max-lr and choose a new --workdir (the last good checkpoint stays in {self.last.directory})"
+            f"diverged; lower --max-lr and choose a new --workdir (the last good checkpoint stays in "
+            f"{self.last.directory})"
         )
 
     # -- records ---------------------------------------------------------------------------------------------------

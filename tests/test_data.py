@@ -26,7 +26,7 @@ def test_idx_round_trip(array):
 
 @given(st.binary(max_size=200), st.integers(1, 3))
 def test_idx_garbage_is_a_value_error(garbage, num_dimensions):
-    with pytest.raises(ValueError, match="not an IDX file|header announces"):
+    with pytest.raises(ValueError, match=r"not an IDX file|header announces"):
         data.decode_idx(b"\x00\x00\x08" + bytes([num_dimensions]) + garbage + b"\x00", num_dimensions)
 
 
@@ -146,7 +146,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(monkeypatch):
     monkeypatch.setattr(data, "CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         started = time.monotonic()
-        with pytest.raises(OSError, match="ReadTimeout|no answer"):
+        with pytest.raises(OSError, match=r"ReadTimeout|no answer"):
             data._require_connection(f"http://127.0.0.1:{server.getsockname()[1]}/file")
         assert time.monotonic() - started < 5
 

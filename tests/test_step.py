@@ -6,12 +6,11 @@ import numpy as np
 import optax
 import pytest
 from conftest import state_dict
-from jax.sharding import PartitionSpec
 
 from mnist_flax import interop
 from mnist_flax.augment import Augmentation
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.mesh import compile_per_device, make_mesh, replicate, split_batches
+from mnist_flax.mesh import REPLICATED, SPLIT_BATCHES, compile_per_device, make_mesh, replicate, split_batches
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import AXIS, Batch, StepOptions, Totals, TrainState, epoch_order, evaluate, train_step, train_steps
@@ -90,7 +89,7 @@ def run(num_devices, chunks, batch_size=32, max_lr=0.01, examples=EXAMPLES):
     steps = compile_per_device(functools.partial(train_steps, options=options), mesh, donate=(0, 1))
     for chunk in chunks:
         state, totals = steps(state, totals, data, order, np.int32(chunk))
-    return jax.device_get((state, totals))
+    return state, totals
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,7 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size):
     sums = compile_per_device(
         functools.partial(evaluate, apply_fn=MNISTNet().apply, normalization=NORMALIZATION),
         mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(None, AXIS)),
+        in_specs=(REPLICATED, SPLIT_BATCHES),
     )(variables, split_batches(EXAMPLES, batch_size, mesh))
     logits = MNISTNet().apply(variables, jnp.asarray(NORMALIZATION(EXAMPLES.images)))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, EXAMPLES.labels).sum()

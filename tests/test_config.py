@@ -1,0 +1,80 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from mnist_flax.config import PRESETS, Config, parse, refuse_changes
+from mnist_flax.errors import UserError
+
+
+def test_defaults_are_the_original_recipe():
+    config = parse([])
+    assert config == Config()
+    assert (config.batch_size, config.max_lr, config.label_smoothing, config.clip_norm) == (124, 0.01, 0.1, 1.0)
+    assert (config.rotation, config.translation, config.scale_min, config.scale_max) == (18.0, 0.1, 0.8, 1.2)
+    assert config.patience == 5
+
+
+def test_a_preset_sets_defaults_that_flags_override():
+    assert parse(["--preset", "reference"]) == PRESETS["reference"]
+    assert (PRESETS["reference"].val_size, PRESETS["reference"].target_accuracy) == (0, 0.994)
+    assert parse(["--preset=reference", "--val-size", "100"]).val_size == 100
+
+
+def test_every_option_is_a_flag():
+    for field in dataclasses.fields(Config):
+        value = {"preset": "reference", "dataset": "digits"}.get(field.name, "1")
+        flag = "--" + field.name.replace("_", "-")
+        parsed = parse([flag] if field.type == "bool" or field.type is bool else [flag, value])
+        assert getattr(parsed, field.name) != getattr(Config(), field.name) or field.name in {"scale_min"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
+        (["--epochs", "x"], "--epochs: invalid int value: 'x'"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--max-lr", "-1"], "--max-lr is -1.0; it must be a positive number"),
+        (["--max-lr", "nan"], "--max-lr is nan"),
+        (["--val-size", "-1"], "--val-size is -1"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--rotation", "181"], "--rotation is 181.0"),
+        (["--translation", "2"], "--translation is 2.0"),
+        (["--scale-min", "1.5"], "--scale-min is 1.5"),
+        (["--label-smoothing", "1"], "--label-smoothing is 1.0"),
+        (["--clip-norm", "0"], "--clip-norm is 0.0"),
+        (["--patience", "-1"], "--patience is -1"),
+        (["--target-accuracy", "99.4"], "--target-accuracy is 99.4; it must be a fraction, e.g. 0.994"),
+        (["--num-devices", "0"], "--num-devices is 0"),
+        (["--dataset", "cifar"], "--dataset: invalid choice: 'cifar'"),
+        (["--preset", "best"], "--preset: invalid choice: 'best'"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    ],
+)
+def test_impossible_values_are_refused_in_one_sentence(arguments, message):
+    with pytest.raises(UserError) as raised:
+        parse(arguments)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_changed_configuration_is_spelled_out():
+    stored = Config(seed=1).to_json()
+    refuse_changes(stored, Config(seed=1, data_dir=None, overwrite=True, num_devices=2))
+    with pytest.raises(UserError, match=r"--max-lr was 0.01, is now 0.02; --seed was 1, is now 0"):
+        refuse_changes(stored, Config(max_lr=0.02))
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['train', '--help']\n"
+        "import mnist_flax.train\n"
+        "try: mnist_flax.train.main()\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'jax', 'flax', 'tensorflow_datasets', 'orbax'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--batch-size" in out
+    assert "HEAVY []" in out

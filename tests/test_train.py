@@ -1,0 +1,216 @@
+"""The command as a user runs it: a subprocess, on `digits`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mnist_flax.checkpoint import load_variables
+from mnist_flax.errors import UserError
+from mnist_flax.interop import to_pytorch
+
+DIGITS = ["--dataset", "digits"]
+TIMES = {"time", "seconds", "images_per_second"}
+
+
+def start(*arguments, **options):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-W", "error", "-m", "mnist_flax.train", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**environment, **options.pop("env", {})}, **pipes, **options)
+
+
+def train(*arguments, **options):
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def rows(workdir: Path):
+    """metrics.jsonl without the wall-clock figures."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
+
+
+def wait_for_rows(process, workdir, count):
+    deadline = time.monotonic() + 200
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of six epochs, never interrupted."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    status, out, err = train(*DIGITS, "--epochs", 6, "--workdir", workdir)
+    assert status == 0, err
+    assert err == ""
+    return workdir, out
+
+
+def test_what_it_prints(finished):
+    _, out = finished
+    lines = out.splitlines()
+    assert "digits: 1,319 training images" in lines[0]
+    assert "models selected on a held-out validation split (119), 359 test images" in lines[0]
+    assert "12,534 parameters" in lines[1]
+    epochs = [line for line in lines if line.startswith("Epoch ")]
+    assert len(epochs) == 6
+    for line in epochs:
+        assert all(part in line for part in (" - Loss: ", ", Accuracy: ", "%, Val: "))
+    assert "test accuracy" in lines[-2]
+    assert "tensorboard --logdir" in lines[-1]
+
+
+def test_what_it_leaves(finished):
+    workdir, _ = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    required = {
+        *("dataset", "preset", "seed", "num_params", "epochs_run", "best_epoch", "selection_split", "val_accuracy"),
+        *("test_accuracy", "test_loss", "train_seconds", "images_per_second", "devices", "versions"),
+    }
+    assert required <= set(summary)
+    assert (summary["dataset"], summary["num_params"], summary["epochs_run"]) == ("digits", 12_534, 6)
+    assert summary["selection_split"] == "validation"
+    history = rows(workdir)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+    assert summary["val_accuracy"] == max(row["val_accuracy"] for row in history)
+    assert round(summary["test_accuracy"] * 359, 6) % 1 == 0
+    config = json.loads((workdir / "config.json").read_text())
+    assert (config["dataset"], config["epochs"], config["val_size"]) == ("digits", 6, 119)
+    variables, card = load_variables(workdir)
+    assert card["epoch"] == summary["best_epoch"]
+    assert set(card["normalization"]) == {"mean", "std"}
+    assert len(to_pytorch(variables)) == 8 * 5 + 1 + 2
+
+
+def test_tensorboard_shows_it(finished):
+    workdir, _ = finished
+    events = EventAccumulator(str(workdir))
+    events.Reload()
+    tags = events.Tags()
+    for name in ("loss/train", "loss/val", "accuracy/train", "accuracy/val", "learning_rate", "grad_norm"):
+        assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4, 5, 6]
+    assert tags["images"] == ["augmented"]
+    assert [event.value for event in events.Scalars("accuracy/val")] == pytest.approx(
+        [row["val_accuracy"] for row in rows(workdir)]
+    )
+    assert any((workdir / "hparams").iterdir())
+
+
+def assert_same_run(workdir, reference):
+    assert rows(workdir) == rows(reference)
+    (ours, _), (theirs, _) = load_variables(workdir), load_variables(reference)
+    for name, value in to_pytorch(theirs).items():
+        np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
+    summary, expected = (json.loads((path / "summary.json").read_text()) for path in (workdir, reference))
+    for name in ("best_epoch", "val_accuracy", "test_accuracy", "test_loss"):
+        assert summary[name] == expected[name]
+    events = EventAccumulator(str(workdir))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/val")] == [row["epoch"] for row in rows(workdir)]
+
+
+def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = [*DIGITS, "--epochs", 6, "--workdir", workdir]
+    for count in (2, 4):
+        process = start(*arguments)
+        wait_for_rows(process, workdir, count)
+        process.kill()
+        process.communicate()
+    status, out, err = train(*arguments)
+    assert status == 0, err
+    assert "Resuming after epoch" in out
+    assert_same_run(workdir, finished[0])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_goes_on_bit_identically(finished, tmp_path, number, status):
+    workdir = tmp_path / "run"
+    arguments = [*DIGITS, "--epochs", 6, "--workdir", workdir]
+    process = start(*arguments)
+    wait_for_rows(process, workdir, 2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Run the same command again" in out
+    assert "Traceback" not in err
+    assert train(*arguments)[0] == 0
+    assert_same_run(workdir, finished[0])
+
+
+def test_a_finished_run_is_not_redone(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    status, out, _ = train(*DIGITS, "--epochs", 6, "--workdir", workdir)
+    assert status == 0
+    assert "holds a finished run" in out
+    assert "--overwrite" in out
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def refused(*arguments, **options):
+    """The message of a command that must fail in one sentence with status 2."""
+    status, _, err = train(*arguments, **options)
+    assert status == 2, err
+    assert "Traceback" not in err
+    lines = err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_changed_configuration_is_refused(finished):
+    message = refused(*DIGITS, "--epochs", 7, "--seed", 3, "--workdir", finished[0])
+    assert "--epochs was 6, is now 7" in message
+    assert "--seed was 0, is now 3" in message
+
+
+def test_mistakes_are_answered_in_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(*DIGITS, "--workdir", tmp_path / "file")
+    assert "--batch-size 2000 is more than the 1319" in refused(
+        *DIGITS, "--batch-size", 2000, "--workdir", tmp_path / "a"
+    )
+    assert "cannot be divided evenly among 8 devices" in refused(
+        *DIGITS, "--num-devices", 8, "--workdir", tmp_path / "b"
+    )
+    assert "invalid choice: 'cifar'" in refused("--dataset", "cifar", "--workdir", tmp_path / "c")
+
+
+def test_damaged_run_files_are_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged" in refused(*DIGITS, "--workdir", tmp_path)
+
+
+def test_divergence_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path):
+    message = refused(*DIGITS, "--epochs", 2, "--max-lr", "1e30", "--workdir", tmp_path / "run")
+    assert "not finite" in message
+    assert "in step" in message
+    assert "--max-lr" in message
+
+
+def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
+    status, out, err = train(*DIGITS, "--epochs", 1, "--val-size", 0, "--num-devices", 4, "--workdir", tmp_path)
+    assert status == 0, err
+    assert "models selected on the test set" in out
+    assert "Val (the test set):" in out
+    assert "selected on the test set itself" in out
+    assert json.loads((tmp_path / "summary.json").read_text())["selection_split"] == "test"
+    assert json.loads((tmp_path / "summary.json").read_text())["devices"].startswith("4 x")
+
+
+def test_checkpoints_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_variables(tmp_path)
