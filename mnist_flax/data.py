@@ -138,7 +138,6 @@ def decode_idx(data: bytes, num_dimensions: int) -> UInt8[np.ndarray, "..."]:
 
 def _load_tfds(name: str, data_dir: Path | None) -> tuple[tuple[str, ...], Examples, Examples]:
     import tensorflow_datasets as tfds
-
     from tensorflow_datasets.core import constants
 
     builder_class: Any = tfds.builder_cls(name)
@@ -260,10 +259,10 @@ def to_mnist_geometry(ink: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 2
 
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    ink = ndimage.zoom(ink, 20 / max(ink.shape), order=1, mode="grid-constant", grid_mode=True)
-    mass_row, mass_column = ndimage.center_of_mass(ink)
+    ink = np.asarray(ndimage.zoom(ink, 20 / max(ink.shape), order=1, mode="grid-constant", grid_mode=True))
+    centre: Any = ndimage.center_of_mass(ink)
+    corners = (round(SIDE / 2 - 0.5 - mass) for mass in centre)
+    top, left = (min(max(corner, 0), SIDE - size) for corner, size in zip(corners, ink.shape, strict=True))
     canvas = np.zeros((SIDE, SIDE))
-    top = np.clip(round(SIDE / 2 - 0.5 - mass_row), 0, SIDE - ink.shape[0])
-    left = np.clip(round(SIDE / 2 - 0.5 - mass_column), 0, SIDE - ink.shape[1])
     canvas[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)

@@ -50,7 +50,8 @@ class BatchNorm(nn.Module):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return x * factor + (bias - running_mean.value * factor)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, mean, variance = ops.batch_norm(x, scale, bias, self.epsilon, axis_name)
+        normalized: Any = ops.batch_norm(x, scale, bias, self.epsilon, axis_name)
+        y, mean, variance = normalized
         if not self.is_initializing():
             devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
             count = devices * x.size // x.shape[-1]

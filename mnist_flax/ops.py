@@ -128,14 +128,18 @@ def _moments(x: Array, total: Array, squares: Array, axis_name: str | None) -> t
 
 
 def _sum_and_dot(x: Array, y: Array) -> tuple[Array, Array]:
-    """Per-channel `(sum(x), sum(x * y))` as matrix products.
+    """Per-channel `(sum(x), sum(x * y))`, in two stages.
 
-    XLA's CPU reductions over the leading axes of an NHWC array run on one core at memory speed, its matrix products
-    on all cores at 90-125 GFLOP/s a core: even computing the unused off-diagonal of x^T y is several times faster.
+    Adding up whole rows of pixels first gives XLA's CPU backend an inner loop of width * channels numbers instead of
+    8-20, up to 1.9x faster. It also keeps float32 honest: one long running sum a channel (as ones @ x computes it)
+    is off by 4e-6 relative, enough to flip ReLUs next to zero and move gradients by 1 %; this by 4e-8.
     """
-    channels = x.shape[-1]
-    x, y = x.reshape(-1, channels), y.reshape(-1, channels)
-    return jnp.ones((x.shape[0],), x.dtype) @ x, jnp.diagonal(x.T @ y)
+    n, height, width, channels = x.shape
+
+    def per_channel(values: Array) -> Array:
+        return values.reshape(n * height, width * channels).sum(0).reshape(width, channels).sum(0)
+
+    return per_channel(x), per_channel(x * y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

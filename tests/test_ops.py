@@ -110,6 +110,6 @@ def test_batch_norm_over_a_mesh_is_batch_norm_of_the_whole_batch():
 
 def test_an_xla_without_the_cpu_option_trains_without_it(monkeypatch):
     mesh.cpu_compiler_options.cache_clear()
-    monkeypatch.setattr(mesh, "_YNN_DOTS", {"xla_cpu_no_such_option": "1"})
+    monkeypatch.setattr(mesh, "_YNN_REDUCTIONS", {"xla_cpu_no_such_option": "1"})
     assert mesh.cpu_compiler_options() is None
     mesh.cpu_compiler_options.cache_clear()

@@ -28,32 +28,55 @@ def new_state(variables, total_steps=12, max_lr=0.01, axis_name=AXIS):
     return TrainState.create(variables, jax.random.key(7), MNISTNet(axis_name=axis_name).apply, tx)
 
 
-def test_golden_trajectory(golden):
-    """Twelve steps of the reference, from its initial weights.
+def follow_golden_trajectory(arrays, dtype):
+    """The reference's twelve steps from its initial weights; loss and gradient norm of each, and the final state."""
+    variables = jax.tree.map(lambda value: jnp.asarray(value, dtype), interop.from_pytorch(state_dict(arrays, "init/")))
+    state = new_state(variables, axis_name=None)
+    step = jax.jit(functools.partial(train_step, label_smoothing=0.1))
+    history = []
+    for images, labels in zip(arrays["images"], arrays["labels"], strict=True):
+        batch = Batch(jnp.asarray(NORMALIZATION(images), dtype), jnp.asarray(labels))
+        state, metrics = step(state, batch)
+        history.append({name: np.asarray(value) for name, value in metrics.items()})
+    return {name: np.stack([row[name] for row in history]) for name in history[0]}, state
 
-    Tolerances: every step reassociates float32 sums (relative error 1e-7 a sum, some 1e-6 in a gradient) and Adam
-    divides by the gradient's own magnitude, so an error grows by about lr * steps where a gradient is small. Losses
-    and norms hold to 1e-4 relative; weights, of order 0.1, to 1e-3. The bias in front of `channel_reduce`'s BatchNorm
-    is the exception: its gradient is exactly zero in theory, so what Adam normalises there is rounding noise, and both
-    it and the running mean that absorbs it are free to wander by the sum of the learning rates. The logits do not
-    see it, because BatchNorm subtracts it again.
+
+def test_golden_trajectory_in_float64(golden):
+    """PyTorch's and our arithmetic are the same function: in float64 all twelve steps agree to rounding."""
+    expected = golden("trajectory64")
+    with jax.enable_x64(True):
+        metrics, state = follow_golden_trajectory(golden("trajectory"), jnp.float64)
+        final = interop.to_pytorch(state.variables)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-8)
+    np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-6)
+    np.testing.assert_array_equal(metrics["correct"], golden("trajectory")["correct"])
+    # The bias before a BatchNorm has no effect and a gradient of pure rounding noise, which Adam normalises: it and
+    # the running mean that absorbs it wander by up to the sum of the learning rates, in PyTorch as here.
+    wandering = {"channel_reduce.0.bias", "channel_reduce.1.running_mean"}
+    for name, value in state_dict(expected, "final/").items():
+        atol = 2 * golden("trajectory")["lr"].sum() if name in wandering else 1e-7
+        np.testing.assert_allclose(final[name], value, rtol=0, atol=atol, err_msg=name)
+
+
+def test_golden_trajectory_in_float32(golden):
+    """In float32 the same steps agree as far as float32 determines them.
+
+    A rounding error flips a ReLU, Adam divides by the gradient's magnitude, and the errors grow some fivefold a step:
+    PyTorch's own float32 run (the golden one) is off its float64 run by 1e-6, 2e-6 and 5e-4 in the gradient norm of
+    the first three steps, by up to 9 % later (loss: 1e-8, 5e-8, 2e-7, then up to 2e-3), and by up to 0.016 in final
+    weights (0.035 in a running variance). We allow about three times that.
     """
     arrays = golden("trajectory")
-    state = new_state(interop.from_pytorch(state_dict(arrays, "init/")), axis_name=None)
-    step = jax.jit(functools.partial(train_step, label_smoothing=0.1))
-    for i in range(12):
-        batch = Batch(jnp.asarray(NORMALIZATION(arrays["images"][i])), jnp.asarray(arrays["labels"][i]))
-        state, metrics = step(state, batch)
-        assert float(metrics["loss"]) == pytest.approx(arrays["loss"][i], rel=1e-4)
-        assert float(metrics["grad_norm"]) == pytest.approx(arrays["grad_norm"][i], rel=1e-3)
-        assert int(metrics["correct"]) == arrays["correct"][i]
-    ours, theirs = interop.to_pytorch(state.variables), state_dict(arrays, "final/")
-    wandering = {"channel_reduce.0.bias", "channel_reduce.1.running_mean"}
-    for name in set(theirs) - wandering:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)
-    bias, mean = (ours[name] - theirs[name] for name in ("channel_reduce.0.bias", "channel_reduce.1.running_mean"))
-    assert np.abs(bias).max() <= 2 * arrays["lr"].sum()
-    assert np.abs(mean).max() <= 2 * arrays["lr"].sum()
+    metrics, state = follow_golden_trajectory(arrays, jnp.float32)
+    np.testing.assert_allclose(metrics["loss"][:3], arrays["loss"][:3], rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], arrays["loss"], rtol=6e-3)
+    np.testing.assert_allclose(metrics["grad_norm"][:2], arrays["grad_norm"][:2], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"][2], arrays["grad_norm"][2], rtol=1.5e-3)
+    np.testing.assert_allclose(metrics["grad_norm"], arrays["grad_norm"], rtol=0.27)
+    np.testing.assert_array_equal(metrics["correct"][:3], arrays["correct"][:3])
+    ours = interop.to_pytorch(state.variables)
+    for name, value in state_dict(arrays, "final/").items():
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=0.1 if "running" in name else 0.05, err_msg=name)
 
 
 def test_step_is_pure():
