@@ -66,8 +66,9 @@ class Config:
     clip_norm: float = 1.0
     """Largest global norm of the gradient; larger ones are scaled down to it."""
 
-    patience: int = 5
-    """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation accuracy; 0 never stops early. Default: 5; 20 for
+    'digits'."""
 
     target_accuracy: float | None = None
     """Stop once validation accuracy, as a fraction, reaches this."""
@@ -77,6 +78,10 @@ class Config:
 
     distributed: bool = simple_parsing.field(default=False, action="store_true")
     """Join the other processes of a TPU pod, Slurm or MPI job (jax.distributed.initialize)."""
+
+    no_compilation_cache: bool = simple_parsing.field(default=False, action="store_true")
+    """Compile anew instead of keeping XLA's programs in the user's cache directory ($JAX_COMPILATION_CACHE_DIR, else
+    $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax)."""
 
     overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""
@@ -99,7 +104,7 @@ class Config:
             ("scale_max", math.isfinite(self.scale_max) and self.scale_max <= 10, "at most 10"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("clip_norm", self.clip_norm > 0, "a positive number"),
-            ("patience", self.patience >= 0, "0 or more"),
+            ("patience", self.patience is None or self.patience >= 0, "0 or more"),
             (
                 "target_accuracy",
                 self.target_accuracy is None or 0 < self.target_accuracy <= 1,
@@ -123,7 +128,7 @@ PRESETS = {
 }
 
 # What may change between the runs that share a run directory: where things are, not what is computed.
-_NOT_COMPARED = {"workdir", "data_dir", "num_devices", "distributed", "overwrite"}
+_NOT_COMPARED = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "overwrite"}
 
 
 def _flag(name: str) -> str:

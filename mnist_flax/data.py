@@ -68,12 +68,13 @@ class Dataset:
 
     @property
     def normalization(self) -> Normalization:
-        """Moments of the training images, exact (from the histogram of their 256 values)."""
-        counts = np.bincount(self.train.images.ravel(), minlength=256)
-        values = np.arange(256) / 255
-        mean = float((counts * values).sum() / counts.sum())
-        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
-        return Normalization(mean, math.sqrt(variance) or 1.0)
+        """Moments of the training images, from exact integer sums."""
+        images = self.train.images
+        total = int(images.sum(dtype=np.uint64))
+        squares = int(np.square(images, dtype=np.uint16).sum(dtype=np.uint64))
+        mean = total / (255 * images.size)
+        variance = squares / (255**2 * images.size) - mean**2
+        return Normalization(mean, math.sqrt(max(variance, 0.0)) or 1.0)
 
 
 def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> Dataset:

@@ -18,6 +18,14 @@ def _mnist_directory() -> Path | None:
     return None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_home(tmp_path_factory):
+    """Commands run by tests share their compiled programs with each other, and not with the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """A TFDS data directory with MNIST's files; tests that need it skip where there is none."""

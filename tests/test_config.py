@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from mnist_flax import train
 from mnist_flax.config import PRESETS, Config, parse, refuse_changes
 from mnist_flax.errors import UserError
 
@@ -13,7 +14,7 @@ def test_defaults_are_the_original_recipe():
     assert config == Config()
     assert (config.batch_size, config.max_lr, config.label_smoothing, config.clip_norm) == (124, 0.01, 0.1, 1.0)
     assert (config.rotation, config.translation, config.scale_min, config.scale_max) == (18.0, 0.1, 0.8, 1.2)
-    assert config.patience == 5
+    assert train.DEFAULTS == {"epochs": 10, "patience": 5}
 
 
 def test_a_preset_sets_defaults_that_flags_override():
@@ -28,7 +29,7 @@ def test_every_option_is_a_flag():
     for field in dataclasses.fields(Config):
         flag = "--" + field.name.replace("_", "-")
         arguments = [flag] if isinstance(field.default, bool) else [flag, values.get(field.name, "7e-1")]
-        if isinstance(field.default, int) or field.name in {"val_size", "num_devices"}:
+        if isinstance(field.default, int) or field.name in {"val_size", "patience", "num_devices"}:
             arguments[1:] = arguments[1:] and ["7"]
         assert getattr(parse(arguments), field.name) != field.default, field.name
 

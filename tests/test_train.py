@@ -214,3 +214,24 @@ def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
 def test_checkpoints_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_variables(tmp_path)
+
+
+def test_compiled_programs_are_kept_unless_told_not_to(tmp_path):
+    arguments = [*DIGITS, "--epochs", 1]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert train(*arguments, "--workdir", tmp_path / "a", "--no-compilation-cache", env=cache)[0] == 0
+    assert not (tmp_path / "cache").exists()
+    assert train(*arguments, "--workdir", tmp_path / "b", env=cache)[0] == 0
+    programs = {path.name for path in (tmp_path / "cache/mnist_flax").iterdir() if path.name.endswith("-cache")}
+    assert any("train_steps" in name for name in programs)
+    assert train(*arguments, "--workdir", tmp_path / "c", env=cache)[0] == 0
+    after = {path.name for path in (tmp_path / "cache/mnist_flax").iterdir() if path.name.endswith("-cache")}
+    assert after == programs
+    assert rows(tmp_path / "c") == rows(tmp_path / "b") == rows(tmp_path / "a")
+
+
+def test_a_cache_directory_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "cache").touch()
+    arguments = [*DIGITS, "--epochs", 1, "--workdir", tmp_path / "run"]
+    status, _, err = train(*arguments, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert (status, err) == (0, "")
