@@ -1,0 +1,1 @@
+"""Speed, measured: each benchmark beside its peers in the same run. `python -m benchmarks --help`."""

@@ -1,5 +1,6 @@
 """The reference network and recipe in PyTorch: what the benchmarks measure against and the golden values come from."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class Net(nn.Sequential):
 
 
 def _pairs(*channels: int) -> list[tuple[int, int]]:
-    return list(zip(channels[:-1], channels[1:], strict=True))
+    return list(itertools.pairwise(channels))
 
 
 def make_step(

@@ -111,14 +111,14 @@ class Trainer:
         self.tensorboard = logs.TensorBoard(self.config.workdir, self.history) if self.is_main else None
         if self.tensorboard:
             self.tensorboard.add_grid("augmented", self._augmented_samples(), columns=8)
+        if stop_reason(self.history, self.config) is None:
+            self._compile()
         self.progress = logs.Progress(
             self.epochs * self.steps_per_epoch * self.config.batch_size,
             int(self.state.step) * self.config.batch_size,
             show=self.is_main,
         )
         try:
-            if stop_reason(self.history, self.config) is None:
-                self._compile()
             while stop_reason(self.history, self.config) is None:
                 self._epoch()
             return self._finish()

@@ -1,0 +1,157 @@
+"""Our side, run as `mnist_flax/trainer.py` runs it."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.suite import Work
+from mnist_flax import mesh as meshes
+from mnist_flax import ops, summary
+from mnist_flax.augment import Augmentation, augment
+from mnist_flax.config import Config
+from mnist_flax.data import Examples, Normalization
+from mnist_flax.mesh import REPLICATED, SPLIT_BATCHES, compile_per_device, make_mesh, replicate
+from mnist_flax.model import IMAGE_SHAPE, MNISTNet
+from mnist_flax.step import AXIS, Batch, StepOptions, Totals, TrainState, epoch_order, evaluate, train_step, train_steps
+from mnist_flax.trainer import CPU_CHUNK, EVALUATION_BATCH, RUN_ONCE, create_state
+
+NORMALIZATION = Normalization(0.1307, 0.3081)
+SPLIT = PartitionSpec(AXIS)
+
+
+def _examples(num_examples: int) -> Examples:
+    rng = np.random.RandomState(0)
+    images = rng.randint(0, 256, (num_examples, *IMAGE_SHAPE[:2])).astype(np.uint8)
+    return Examples(images, rng.randint(0, 10, num_examples).astype(np.int32))
+
+
+def _state(mesh: Mesh) -> TrainState:
+    create = partial(create_state, Config(), total_steps=1_000_000)
+    return jax.jit(create, out_shardings=NamedSharding(mesh, REPLICATED), compiler_options=RUN_ONCE)()
+
+
+def _training(mesh: Mesh, batch_size: int, amount: float) -> Work:
+    """An optimizer step, its batch spread over the mesh."""
+    state, examples = _state(mesh), _examples(batch_size)
+    batch = Batch(NORMALIZATION(examples.images.astype(np.float32)), examples.labels)
+    batch = jax.device_put(batch, NamedSharding(mesh, SPLIT))
+    function = partial(train_step, label_smoothing=0.1, axis_name=AXIS)
+    step: Any = compile_per_device(function, mesh, in_specs=(REPLICATED, SPLIT), donate=(0,))
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    return Work(run, amount, jax.block_until_ready)
+
+
+def step(name: str) -> dict[str, Work]:
+    """An optimizer step of 128 images."""
+    return {name: _training(make_mesh(128), 128, amount=1)}
+
+
+def epoch(name: str) -> dict[str, Work]:
+    """Training in chunks of steps, and augmentation alone."""
+    config, num_examples, augmentation = Config(), 60_000, Augmentation()
+    mesh = make_mesh(config.batch_size)
+    steps_per_epoch = -(-num_examples // config.batch_size)
+    chunk = CPU_CHUNK if jax.default_backend() == "cpu" else steps_per_epoch
+    state, totals, examples = _state(mesh), *replicate((Totals.zero(), _examples(num_examples)), mesh)
+    ordered = partial(epoch_order, num_examples=num_examples, steps_per_epoch=steps_per_epoch)
+    order = compile_per_device(ordered, mesh)(state)
+    options = StepOptions(config.batch_size, NORMALIZATION, augmentation, config.label_smoothing)
+    steps: Any = compile_per_device(partial(train_steps, options=options), mesh, donate=(0, 1))
+
+    def train() -> None:
+        nonlocal state, totals
+        state, totals = steps(state, totals, examples, order, np.int32(chunk))
+        assert jax.device_get(totals).finite, "training has diverged and stopped early"
+
+    def augment_chunk(key: jax.Array, images: jax.Array) -> jax.Array:
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            return total + augment(jax.random.fold_in(key, i), images, augmentation)
+
+        return lax.fori_loop(0, chunk, add, jnp.zeros(images.shape))
+
+    images = jax.device_put(_examples(config.batch_size).images, NamedSharding(mesh, SPLIT))
+    only_augment = partial(compile_per_device(augment_chunk, mesh, (REPLICATED, SPLIT)), jax.random.key(0), images)
+    amount = chunk / steps_per_epoch
+    return {name: Work(train, amount), f"{name}: augmentation": Work(only_augment, amount, jax.block_until_ready)}
+
+
+def augmentation(name: str) -> dict[str, Work]:
+    """124 images in one call."""
+    compiled = jax.jit(partial(augment, augmentation=Augmentation()))
+    return {name: Work(partial(compiled, jax.random.key(0), _examples(124).images), 124, jax.block_until_ready)}
+
+
+def evaluation(name: str) -> dict[str, Work]:
+    """Loss and hits of 10,000 uint8 images."""
+    mesh = make_mesh(EVALUATION_BATCH)
+    function = partial(evaluate, apply_fn=MNISTNet().apply, normalization=NORMALIZATION)
+    compiled = compile_per_device(function, mesh, in_specs=(REPLICATED, SPLIT_BATCHES))
+    variables, batches = _state(mesh).variables, meshes.split_batches(_examples(10_000), EVALUATION_BATCH, mesh)
+    return {name: Work(lambda: jax.device_get(compiled(variables, batches)))}
+
+
+def scaling(name: str) -> dict[str, Work]:
+    """Images per second by batch size on all devices, and by number of devices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Every core a device from the start, for meshes of all sizes in one process.
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={cores}")
+    devices = [n for n in range(1, jax.device_count() + 1) if 128 % n == 0]
+    return {
+        **{f"batch {size}": _training(make_mesh(size), size, amount=size) for size in (32, 64, 128, 256, 512)},
+        **{f"devices {n}": _training(make_mesh(128, n), 128, amount=128) for n in devices},
+    }
+
+
+def _compiled(function: Callable[..., Any], amount: float, *arguments: jax.Array) -> Work:
+    compiled = jax.jit(function, compiler_options=meshes.cpu_compiler_options())
+    return Work(partial(compiled, *arguments), amount, jax.block_until_ready)
+
+
+def _convolutions(num_images: int) -> Iterator[tuple[str, Work]]:
+    """Forward, input gradient (the first layer needs none) and weight gradient of each; an amount is in GFLOP."""
+    rng, previous = np.random.RandomState(0), IMAGE_SHAPE
+    for layer in summary.layers():
+        inputs, previous = previous, layer.shape
+        if not layer.name.endswith(".conv"):
+            continue
+        name, size = layer.name.removesuffix(".conv"), int(layer.kind[-1])  # "Conv 3×3"
+        shapes = (num_images, *inputs), (size, size, inputs[-1], layer.shape[-1]), (num_images, *layer.shape)
+        x, kernel, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+        padding = ((layer.shape[0] + size - 1 - inputs[0]) // 2,) * 2
+        conv = partial(ops.conv_general_dilated, window_strides=(1, 1), padding=(padding, padding))
+
+        def gradient(x: Any, kernel: Any, dy: Any, *, of: int, conv: Any = conv) -> jax.Array:
+            return jax.vjp(conv, x, kernel)[1](dy)[of]
+
+        gflop = 2e-9 * kernel.size * dy.size / dy.shape[-1]
+        yield f"{name} forward", _compiled(conv, gflop, x, kernel)
+        if inputs != IMAGE_SHAPE:
+            yield f"{name} d input", _compiled(partial(gradient, of=0), gflop, x, kernel, dy)
+        yield f"{name} d kernel", _compiled(partial(gradient, of=1), gflop, x, kernel, dy)
+
+
+def layers(name: str) -> dict[str, Work]:
+    """GFLOP/s of a matrix product, of each convolution, of all, and of a step (counting its convolutions' GFLOP)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    mesh, num_images = make_mesh(64, 1), 64
+    matrix, each = jnp.ones((1024, 1024)), dict(_convolutions(num_images))
+    gflop = sum(work.amount for work in each.values())
+    return {
+        "matrix product 1024³": _compiled(jnp.matmul, 2e-9 * 1024**3, matrix, matrix),
+        **each,
+        "all convolutions": Work(lambda: [work.run() for work in each.values()], gflop, jax.block_until_ready),
+        "whole training step": _training(mesh, num_images, gflop),
+    }

@@ -1,0 +1,97 @@
+"""What is measured, and against what. Imports nothing heavy."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Work(NamedTuple):
+    """Something to time: `run()` starts `amount` units of it, `wait(what it returned)` returns when all are done."""
+
+    run: Callable[[], Any]
+    amount: float = 1.0
+    wait: Callable[[Any], Any] = lambda result: None
+
+
+class Benchmark(NamedTuple):
+    """Implementations of the same thing, ours first.
+
+    Attributes:
+        unit: of the table's figures.
+        scale: units in a second per unit of `Work`; None where the figures are rates (the larger the better).
+        peers: name: "module.function", which returns the `Work` to time by row of the table; it is passed the name.
+    """
+
+    title: str
+    unit: str
+    scale: float | None
+    peers: dict[str, str]
+
+
+SUITE = {
+    "step": Benchmark(
+        "one optimizer step of 128 images",
+        "ms",
+        1e3,
+        {"ours": "ours.step", "flax-plain": "plain_flax.step"}
+        | dict.fromkeys(("torch", "torch-channels-last", "torch-compiled"), "torch_peers.step"),
+    ),
+    "epoch": Benchmark(
+        "an epoch of 60,000 augmented images, batch 124 (scaled up from some of its steps)",
+        "s",
+        1.0,
+        {"ours": "ours.epoch", "torch-pil": "torch_peers.epoch"},
+    ),
+    "augment": Benchmark(
+        "augmentation of 124 images",
+        "µs/image",
+        1e6,
+        {"ours": "ours.augmentation", "map-coordinates": "plain_flax.augmentation", "pillow": "pil.augmentation"},
+    ),
+    "evaluate": Benchmark(
+        "evaluation of 10,000 images",
+        "ms",
+        1e3,
+        {
+            "ours": "ours.evaluation",
+            "flax-plain": "plain_flax.evaluation",
+            "torch-channels-last": "torch_peers.evaluation",
+        },
+    ),
+    "startup": Benchmark(
+        "a command, until its first step is compiled or to its end", "s", 1.0, {"ours": "commands.startup"}
+    ),
+    "data": Benchmark(
+        "a new process that loads MNIST into memory",
+        "s",
+        1.0,
+        {"ours": "commands.data_load", "tfds": "commands.tfds_load"},
+    ),
+    "layers": Benchmark(
+        "convolutions of 64 images on one core (or accelerator) beside a matrix product and a whole training step",
+        "GFLOP/s",
+        None,
+        {"ours": "ours.layers"},
+    ),
+    "scaling": Benchmark("training steps", "images/s", None, {"ours": "ours.scaling"}),
+}
+
+
+def why_skipped(name: str, peer: str) -> str | None:
+    """What this peer lacks here, if anything."""
+    needed = {"torch": ("torch",), "torch-compiled": ("torch", "g++"), "tfds": ("tensorflow",)}
+    for package in needed.get(peer, needed.get(peer.split("-")[0], ())):
+        if not (importlib.util.find_spec(package) or shutil.which(package)):
+            return f"{package} is not installed"
+    # TFDS keeps a downloaded file under a longer name, and takes one placed by hand under its own.
+    if name == "data" and not any((tfds_directory() / "downloads").glob("**/*train-images-idx3*")):
+        return f"MNIST is not in {tfds_directory()}; name a directory that has it in TFDS_DATA_DIR"
+    return None
+
+
+def tfds_directory() -> Path:
+    """Where TFDS keeps its files."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

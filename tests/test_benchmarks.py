@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import Row, main, measure, summarise, table
+from benchmarks.plain_flax import PlainNet
+from benchmarks.suite import SUITE, Benchmark
+from mnist_flax.errors import UserError
+from mnist_flax.model import MNISTNet, init_variables
+
+
+def test_ratio_is_the_median_of_each_rounds_own():
+    rounds = [{"ours": 1.0, "peer": 3.0}, {"ours": 10.0, "peer": 20.0}, {"ours": 1.0, "peer": 4.0}]
+    assert summarise(rounds) == [Row("ours", 1, 1, 10, 1), Row("peer", 4, 3, 20, 3)]
+
+
+def test_table_shows_what_was_skipped():
+    rows = [Row("ours", 12.345, 12, 13, 1), Row("flax-plain", 123456, 100000, 200000, 10000)]
+    text = table("step", SUITE["step"], rows, {"torch": "torch is not installed"})
+    assert "100,000–200,000" in text
+    assert "skipped: torch is not installed" in text
+
+
+def test_peer_without_its_package_is_skipped(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    benchmark = Benchmark("title", "s", 1.0, {"torch": "torch_peers.step"})
+    assert measure("step", benchmark, 1) == ([], {"torch": "torch is not installed"})
+
+
+def test_data_is_skipped_without_mnist(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    rounds, skipped = measure("data", SUITE["data"], 1)
+    assert rounds == []
+    assert skipped["ours"].startswith(f"MNIST is not in {tmp_path}; ")
+
+
+def test_failing_worker_is_one_sentence():
+    benchmark = Benchmark("title", "s", 1.0, {"peer": "ours.no_such_function"})
+    with pytest.raises(UserError, match=r"^measuring peer in name failed: AttributeError.*no_such_function'$"):
+        measure("name", benchmark, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "error: there is no benchmark 'nonsense'; choose from step, "),
+        (["step", "--rounds", "0"], "error: --rounds is 0; it must be at least 1"),
+        (["step", "--plot", "figure.png"], "error: --plot draws the benchmark `scaling`"),
+        (["step", "--json", "no/such/directory/file.json"], "error: no/such/directory/file.json: No such file"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
+
+
+def test_plain_flax_is_the_same_network():
+    variables = jax.jit(init_variables)(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
+
+    @jax.jit
+    def both(variables):
+        return [
+            net.apply(variables, images, train=train, mutable=["batch_stats"])[0]
+            for net in (MNISTNet(), PlainNet())
+            for train in (False, True)
+        ]
+
+    ours, ours_training, plain, plain_training = both(variables)
+    np.testing.assert_allclose(plain, ours, atol=1e-5)
+    np.testing.assert_allclose(plain_training, ours_training, atol=1e-4)
+
+
+def test_benchmark_runs_and_records(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "augment", "--rounds", "1", "--json", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "augment: augmentation of 124 images" in result.stdout
+    recorded = json.loads(path.read_text())
+    assert recorded["machine"]["jax"] == jax.__version__
+    [figures] = recorded["benchmarks"]["augment"]["rounds"]
+    assert list(figures) == ["ours", "map-coordinates", "pillow"]
+    assert all(value > 0 for value in figures.values())
