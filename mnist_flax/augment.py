@@ -64,17 +64,16 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
     row, row_fraction = coordinate(0, height)
     column, column_fraction = coordinate(1, width)
 
-    # A gather costs the same for a byte as for a word: pack each pixel with its right, lower and diagonal neighbours
-    # and gather once instead of four times (2.9 -> 1.3 us an image on one CPU core).
-    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2))).astype(jnp.uint32)
-    top, bottom = padded[:, :-1], padded[:, 1:]
-    packed = top[..., :-1] | top[..., 1:] << 8 | bottom[..., :-1] << 16 | bottom[..., 1:] << 24
-    index = (row * (width + 2) + column).reshape(n, -1)
-    quad = jnp.take_along_axis(packed.reshape(n, -1), index, axis=1, mode="promise_in_bounds")
-    quad = quad.reshape(n, height, width)
-    top_left, top_right, bottom_left, bottom_right = (
-        (quad >> shift & 0xFF).astype(jnp.float32) for shift in (0, 8, 16, 24)
-    )
+    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2))).astype(jnp.float32).reshape(n, -1)
+    stride = width + 3
+    index = (row * stride + column).reshape(n, -1)
+
+    def neighbour(offset: int) -> Array:
+        values = jnp.take_along_axis(padded, index + offset, axis=1, mode="promise_in_bounds")
+        return values.reshape(n, height, width)
+
+    top_left, top_right = neighbour(0), neighbour(1)
+    bottom_left, bottom_right = neighbour(stride), neighbour(stride + 1)
     top_value = top_left + column_fraction * (top_right - top_left)
     bottom_value = bottom_left + column_fraction * (bottom_right - bottom_left)
     return top_value + row_fraction * (bottom_value - top_value)
