@@ -11,7 +11,7 @@ import time
 
 from benchmarks.suite import Work
 
-ROUND_SECONDS = 0.3
+ROUND_SECONDS = 1.0
 
 
 def seconds(work: Work, repeats: int) -> float:
