@@ -49,7 +49,8 @@ def _column_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     XLA's CPU convolution packs a patch of k*k*c_in numbers for every output pixel and then uses it for only c_out
     products; with 8-20 channels the packing dominates. A window s columns wider, moved s columns at a time, serves s
     pixels with (s + k - 1) / (s * k) of the packing, for (s + k - 1) / k of the (cheap) products: 1.1-1.7x faster for
-    this network's layers at s = 2, 3.5x for the first at s = 13. `y[..., s * c_out]` and `y[..., s, c_out]` are the same bytes.
+    this network's layers at s = 2, 3.5x for the first at s = 13. `y[..., s * c_out]` and `y[..., s, c_out]` are the
+    same bytes.
     """
     kernel_width, c_in, c_out = kernel.shape[1:]
     width = inputs.shape[2] + sum(padding[1]) - kernel_width + 1

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from mnist_flax.train import Interruption
 
 EVALUATION_BATCH = 1000
-# Steps per dispatch on a CPU: a fraction of a second, so that the progress bar moves and Ctrl-C is answered, and no
-# slower than more of them. On an accelerator it is a whole epoch, since there a step is shorter than a round trip to the host.
+# Steps per dispatch on a CPU: a fraction of a second, so that the progress bar moves and Ctrl-C is answered. On an
+# accelerator it is a whole epoch, since there a step is shorter than a round trip to the host.
 CPU_CHUNK = 16
 # For programs that run once. Random numbers are slow to compile and quick to run: the initial state takes 7 s to
 # compile on two cores with XLA's optimizations and 0.7 s without, and its bits are the same.
