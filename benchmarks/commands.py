@@ -7,7 +7,7 @@ import tempfile
 
 from benchmarks.suite import Work, tfds_directory
 
-LOAD = "from mnist_flax.data import load; load('mnist', None, None, 0)"
+LOAD = "from mnist_flax.data import load; load('mnist', None, None)"
 TFDS_LOAD = """
 import sys, tensorflow_datasets as tfds
 options = {"download_config": tfds.download.DownloadConfig(manual_dir=sys.argv[2])}

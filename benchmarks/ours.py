@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks.suite import Work
 from mnist_flax import mesh as meshes
@@ -17,13 +17,15 @@ from mnist_flax import ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.config import Config
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.mesh import REPLICATED, SPLIT_BATCHES, compile_per_device, make_mesh, replicate
-from mnist_flax.model import IMAGE_SHAPE, MNISTNet
-from mnist_flax.step import AXIS, Batch, StepOptions, Totals, TrainState, epoch_order, evaluate, train_step, train_steps
-from mnist_flax.trainer import CPU_CHUNK, EVALUATION_BATCH, RUN_ONCE, create_state
+from mnist_flax.mesh import EVERYWHERE, compile_per_device, make_mesh, place
+from mnist_flax.model import IMAGE_SHAPE
+from mnist_flax.programs import EVALUATION_BATCH, Evaluation, Training, create_state, create_states, zero_totals
+from mnist_flax.step import DATA, Batch, StepOptions, train_step
+from mnist_flax.trainer import CPU_CHUNK
 
+SEED, MANY_STEPS = np.uint32([0]), 1_000_000
 NORMALIZATION = Normalization(0.1307, 0.3081)
-SPLIT = PartitionSpec(AXIS)
+SPLIT = PartitionSpec(DATA)
 
 
 def _examples(num_examples: int) -> Examples:
@@ -32,18 +34,13 @@ def _examples(num_examples: int) -> Examples:
     return Examples(images, rng.randint(0, 10, num_examples).astype(np.int32))
 
 
-def _state(mesh: Mesh) -> TrainState:
-    create = partial(create_state, Config(), total_steps=1_000_000)
-    return jax.jit(create, out_shardings=NamedSharding(mesh, REPLICATED), compiler_options=RUN_ONCE)()
-
-
 def _training(mesh: Mesh, batch_size: int, amount: float) -> Work:
     """An optimizer step, its batch spread over the mesh."""
-    state, examples = _state(mesh), _examples(batch_size)
+    state, examples = place(create_state(SEED[0], Config(), MANY_STEPS), mesh), _examples(batch_size)
     batch = Batch(NORMALIZATION(examples.images.astype(np.float32)), examples.labels)
-    batch = jax.device_put(batch, NamedSharding(mesh, SPLIT))
-    function = partial(train_step, label_smoothing=0.1, axis_name=AXIS)
-    step: Any = compile_per_device(function, mesh, in_specs=(REPLICATED, SPLIT), donate=(0,))
+    batch = place(batch, mesh, SPLIT)
+    function = partial(train_step, label_smoothing=0.1, axis_name=DATA)
+    step: Any = compile_per_device(function, mesh, (EVERYWHERE, SPLIT), EVERYWHERE, donate=(0,))
 
     def run() -> Any:
         nonlocal state
@@ -60,20 +57,18 @@ def step(name: str) -> dict[str, Work]:
 
 def epoch(name: str) -> dict[str, Work]:
     """Training in chunks of steps, and augmentation alone."""
-    config, num_examples, augmentation = Config(), 60_000, Augmentation()
+    config, augmentation = Config(), Augmentation()
     mesh = make_mesh(config.batch_size)
-    steps_per_epoch = -(-num_examples // config.batch_size)
-    chunk = CPU_CHUNK if jax.default_backend() == "cpu" else steps_per_epoch
-    state, totals, examples = _state(mesh), *replicate((Totals.zero(), _examples(num_examples)), mesh)
-    ordered = partial(epoch_order, num_examples=num_examples, steps_per_epoch=steps_per_epoch)
-    order = compile_per_device(ordered, mesh)(state)
     options = StepOptions(config.batch_size, NORMALIZATION, augmentation, config.label_smoothing)
-    steps: Any = compile_per_device(partial(train_steps, options=options), mesh, donate=(0, 1))
+    training = Training(mesh, options, _examples(60_000))
+    chunk = CPU_CHUNK if jax.default_backend() == "cpu" else training.steps_per_epoch
+    state, totals = create_states(SEED, mesh, config, MANY_STEPS), zero_totals(1, mesh)
+    order = training.order(state)
 
     def train() -> None:
         nonlocal state, totals
-        state, totals = steps(state, totals, examples, order, np.int32(chunk))
-        assert jax.device_get(totals).finite, "training has diverged and stopped early"
+        state, totals = training(state, totals, order, np.int32([chunk]))
+        assert jax.device_get(totals).finite.all(), "training has diverged and stopped early"
 
     def augment_chunk(key: jax.Array, images: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
@@ -81,9 +76,10 @@ def epoch(name: str) -> dict[str, Work]:
 
         return lax.fori_loop(0, chunk, add, jnp.zeros(images.shape))
 
-    images = jax.device_put(_examples(config.batch_size).images, NamedSharding(mesh, SPLIT))
-    only_augment = partial(compile_per_device(augment_chunk, mesh, (REPLICATED, SPLIT)), jax.random.key(0), images)
-    amount = chunk / steps_per_epoch
+    images = place(_examples(config.batch_size).images, mesh, SPLIT)
+    compiled = compile_per_device(augment_chunk, mesh, (EVERYWHERE, SPLIT), SPLIT)
+    only_augment = partial(compiled, jax.random.key(0), images)
+    amount = chunk / training.steps_per_epoch
     return {name: Work(train, amount), f"{name}: augmentation": Work(only_augment, amount, jax.block_until_ready)}
 
 
@@ -96,10 +92,9 @@ def augmentation(name: str) -> dict[str, Work]:
 def evaluation(name: str) -> dict[str, Work]:
     """Loss and hits of 10,000 uint8 images."""
     mesh = make_mesh(EVALUATION_BATCH)
-    function = partial(evaluate, apply_fn=MNISTNet().apply, normalization=NORMALIZATION)
-    compiled = compile_per_device(function, mesh, in_specs=(REPLICATED, SPLIT_BATCHES))
-    variables, batches = _state(mesh).variables, meshes.split_batches(_examples(10_000), EVALUATION_BATCH, mesh)
-    return {name: Work(lambda: jax.device_get(compiled(variables, batches)))}
+    evaluate = Evaluation(mesh, NORMALIZATION)
+    variables, batches = create_states(SEED, mesh, Config(), 1).variables, evaluate.batches(_examples(10_000))
+    return {name: Work(lambda: evaluate(variables, batches))}
 
 
 def scaling(name: str) -> dict[str, Work]:

@@ -86,6 +86,9 @@ def load_variables(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from mnist_flax.model import init_variables
 
     best = directory if directory.name == "best" else directory / "best"
+    seeds = sorted(directory.glob("seed-*"))
+    if seeds and not best.is_dir():
+        raise UserError(f"{directory} holds {len(seeds)} networks; name one of them, such as {seeds[0]}")
     if not best.is_dir():
         raise UserError(f"{directory} holds no checkpoint ({best} does not exist)")
     checkpoints = Checkpoints(best)

@@ -46,7 +46,10 @@ class Config:
     the test set."""
 
     seed: int = 0
-    """Fixes initial weights, held-out images, order and augmentation."""
+    """Fixes initial weights, order and augmentation. The held-out images are the same for every seed."""
+
+    num_seeds: int = 1
+    """Train this many networks at once, with seeds from --seed on, and report mean, spread and ensemble."""
 
     rotation: float = 18.0
     """Augmentation: rotate by up to this many degrees either way."""
@@ -98,6 +101,7 @@ class Config:
             ("max_lr", math.isfinite(self.max_lr) and self.max_lr > 0, "a positive number"),
             ("val_size", self.val_size is None or self.val_size >= 0, "0 or more"),
             ("seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1"),
+            ("num_seeds", 1 <= self.num_seeds <= 2**32 - self.seed, "at least 1, and no seed above 2**32 - 1"),
             ("rotation", 0 <= self.rotation <= 180, "between 0 and 180 degrees"),
             ("translation", 0 <= self.translation <= 1, "between 0 and 1 (a fraction of the side)"),
             ("scale_min", 0 < self.scale_min <= self.scale_max, "positive and not above --scale-max"),

@@ -77,8 +77,11 @@ class Dataset:
         return Normalization(mean, math.sqrt(max(variance, 0.0)) or 1.0)
 
 
-def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> Dataset:
+def load(name: str, data_dir: Path | None, val_size: int | None) -> Dataset:
     """Load a dataset and hold out `val_size` of its training images (default one twelfth; 0: select on test).
+
+    Which images are held out depends on nothing but their number, so that networks of all seeds compare, and join to
+    ensembles, on images that none of them was trained on.
 
     "auto" is MNIST, or `digits` with a note if MNIST is neither on disk nor to be had; if it is there but damaged,
     that is an error.
@@ -89,9 +92,9 @@ def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> D
     """
     if name == "auto":
         try:
-            return load("mnist", data_dir, val_size, seed)
+            return load("mnist", data_dir, val_size)
         except DataUnavailableError as error:
-            return dataclasses.replace(load("digits", data_dir, val_size, seed), note=error.reason)
+            return dataclasses.replace(load("digits", data_dir, val_size), note=error.reason)
     class_names, train, test = _load_digits() if name == "digits" else _load_tfds(name, data_dir)
     num_train = len(train.labels)
     val_size = num_train // 12 if val_size is None else val_size
@@ -99,7 +102,7 @@ def load(name: str, data_dir: Path | None, val_size: int | None, seed: int) -> D
         return Dataset(name, class_names, train, test, test, "test")
     if val_size >= num_train:
         raise UserError(f"--val-size {val_size} leaves none of {name}'s {num_train} training images to train on")
-    held_out = stratified_choice(train.labels, val_size, seed)
+    held_out = stratified_choice(train.labels, val_size, seed=0)
     validation = Examples(train.images[held_out], train.labels[held_out])
     rest = Examples(train.images[~held_out], train.labels[~held_out])
     return Dataset(name, class_names, rest, validation, test, "validation")

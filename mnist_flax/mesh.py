@@ -1,75 +1,98 @@
-"""Devices: one mesh axis over all of them, be they CPU cores, GPUs or a TPU slice."""
+"""Devices: one mesh over all of them, be they CPU cores, GPUs or a TPU slice."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
-from mnist_flax.step import AXIS
+from mnist_flax.step import DATA, REPLICA
 
 # Below this a step on CPU cores is mostly the collectives between them.
 MIN_IMAGES_PER_CORE = 16
 
-REPLICATED = PartitionSpec()
-SPLIT_BATCHES = PartitionSpec(None, AXIS)
+# How arrays lie on the mesh: the same everywhere; a replica's share of a leading axis; batches split along the second.
+EVERYWHERE = PartitionSpec()
+BY_REPLICA = PartitionSpec(REPLICA)
+BY_EXAMPLE = PartitionSpec(None, DATA)
 
 
-def make_mesh(batch_size: int, num_devices: int | None = None) -> Mesh:
-    """The mesh to train on: `num_devices` devices, or as many of those there are as divide the batch.
+def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int = 1) -> Mesh:
+    """The mesh to train on: REPLICA by DATA, of `num_devices` devices or as many of those there are as fit.
 
-    Without an accelerator the CPU's cores are the devices (XLA's own threading gains 1.4x on two cores, one device a
-    core nearly 2x); for that to take effect nothing may have touched JAX's devices before.
+    Replicas have devices of their own as far as they divide evenly, since they need not wait for each other; what
+    devices are left over share each batch. Without an accelerator the CPU's cores are the devices (XLA's own threading
+    gains 1.4x on two cores, one device a core nearly 2x); for that to take effect nothing may have touched JAX's
+    devices before.
 
     Raises:
-        UserError: there are fewer devices, or they cannot share the batch evenly.
+        UserError: there are fewer devices, or they cannot share the work evenly.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and not jax.distributed.is_initialized():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cpu_devices = num_devices or max(1, min(cores, batch_size // MIN_IMAGES_PER_CORE))
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
+        worthwhile = num_replicas * batch_size // MIN_IMAGES_PER_CORE
+        jax.config.update("jax_num_cpu_devices", num_devices or max(1, min(cores, worthwhile)))
     available = jax.device_count()
-    if num_devices is None:
-        num_devices = available
-        if jax.process_count() == 1:
-            num_devices = max(n for n in range(1, available + 1) if batch_size % n == 0)
-    if num_devices > available:
+    if num_devices is not None and num_devices > available:
         raise UserError(f"--num-devices {num_devices} asks for more devices than there are ({available})")
-    if batch_size % num_devices:
+    shapes = [
+        (replica, data)
+        for replica in range(1, num_replicas + 1)
+        for data in range(1, available // replica + 1)
+        if num_replicas % replica == 0 and batch_size % data == 0
+    ]
+    if num_devices is None and jax.process_count() > 1:
+        num_devices = available  # every process has to take part
+    if num_devices is not None:
+        shapes = [shape for shape in shapes if math.prod(shape) == num_devices]
+    if not shapes:
+        assert num_devices is not None  # one device always fits
         nearest = max(batch_size // num_devices, 1) * num_devices
         raise UserError(
             f"a batch of {batch_size} cannot be divided evenly among {num_devices} devices: "
             f"use --batch-size {nearest} or another multiple of {num_devices}, or fewer --num-devices"
         )
-    return jax.make_mesh((num_devices,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:num_devices])
+    shape = max(shapes, key=lambda shape: (math.prod(shape), shape))
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(shape, (REPLICA, DATA), (AxisType.Auto, AxisType.Auto), devices=devices)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:
+    """Every array on the mesh's devices, whole or as `spec` splits it."""
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def to_host(tree: Any) -> Any:
+    """Every array, whole, in this process's memory, whichever processes hold its parts."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def split_batches(examples: Examples, batch_size: int, mesh: Mesh) -> Examples:
-    """A split as `evaluate` takes it: `(batches, batch_size, ...)`, each over all devices, the last one padded."""
-    batch_size = -(-min(batch_size, len(examples.labels)) // mesh.size) * mesh.size
+    """A split as `evaluate` takes it: `(batches, batch_size, ...)`, each over DATA, the last one padded."""
+    num_shares = mesh.shape[DATA]
+    batch_size = -(-min(batch_size, len(examples.labels)) // num_shares) * num_shares
     padding = -len(examples.labels) % batch_size
     images = np.pad(examples.images, ((0, padding), (0, 0), (0, 0)))
     labels = np.pad(examples.labels, (0, padding), constant_values=-1)
     batched = Examples(images.reshape(-1, batch_size, *images.shape[1:]), labels.reshape(-1, batch_size))
-    return jax.device_put(batched, NamedSharding(mesh, SPLIT_BATCHES))
+    return place(batched, mesh, BY_EXAMPLE)
 
 
 def compile_per_device(
-    function: Callable[..., Any], mesh: Mesh, in_specs: Any = REPLICATED, donate: tuple[int, ...] = ()
+    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """`jit` a function that runs on every device of the mesh with its share of the inputs and a replicated result."""
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
+    """`jit` a function that runs on every device of the mesh with its share of the inputs and of the results."""
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(mapped, donate_argnums=donate, compiler_options=cpu_compiler_options())
 
 

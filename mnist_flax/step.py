@@ -1,8 +1,10 @@
 """Training and evaluation as pure functions of explicit state.
 
 `train_step` is one optimizer step on one batch. `train_steps` runs many of them in one dispatch, picking, augmenting
-and normalising its batches on the device. `evaluate` sums loss and hits over a whole split. All run per device under
-`shard_map` over a one-axis mesh (see `mesh.py`): the state is replicated, the batch is split.
+and normalising its batches on the device. `evaluate` sums loss and hits over a whole split.
+
+Several seeds train at once as replicas: every array of their state has a leading axis of replicas. All runs per device
+under `shard_map` over a mesh of two axes (see `mesh.py`): REPLICA splits that leading axis, DATA splits each batch.
 """
 
 import dataclasses
@@ -19,17 +21,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mnist_flax.augment import Augmentation, draw_transforms, warp
 from mnist_flax.data import Examples, Normalization
 
-AXIS = "data"  # the mesh's one axis
+REPLICA, DATA = "replica", "data"  # the mesh's axes
 
 
 class TrainState(struct.PyTreeNode):
     """All that changes in training, and (outside the tree) the two functions that change it."""
 
-    step: Int[Array, ""]
+    step: Int[Any, "*replicas"]
     params: Any
     batch_stats: Any
     opt_state: Any
-    key: Key[Array, ""]
+    key: Key[Any, "*replicas"]
     apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
 
@@ -71,12 +73,12 @@ class StepOptions:
 class Totals(NamedTuple):
     """Running sums over an epoch's steps, and the last step's own figures."""
 
-    loss: Float[Array, ""]
-    correct: Int[Array, ""]
-    grad_norm: Float[Array, ""]
-    steps: Int[Array, ""]
-    last_loss: Float[Array, ""]
-    last_grad_norm: Float[Array, ""]
+    loss: Float[Array, "*replicas"]
+    correct: Int[Array, "*replicas"]
+    grad_norm: Float[Array, "*replicas"]
+    steps: Int[Array, "*replicas"]
+    last_loss: Float[Array, "*replicas"]
+    last_grad_norm: Float[Array, "*replicas"]
 
     @classmethod
     def zero(cls) -> "Totals":
@@ -96,9 +98,9 @@ class Totals(NamedTuple):
         )
 
     @property
-    def finite(self) -> Bool[Array, ""]:
+    def finite(self) -> Bool[Any, "*replicas"]:
         """Whether the last step's loss and gradient were."""
-        return jnp.isfinite(self.last_loss) & jnp.isfinite(self.last_grad_norm)
+        return jnp.isfinite(self.last_loss + self.last_grad_norm)
 
 
 def train_step(
@@ -117,7 +119,7 @@ def train_step(
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updates["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    correct = (logits.argmax(-1) == batch.labels).sum()
+    correct = (logits.argmax(-1) == batch.labels).sum(dtype=jnp.int32)
     if axis_name is not None:
         loss, grads = lax.pmean((loss, grads), axis_name)
         correct = lax.psum(correct, axis_name)
@@ -125,6 +127,20 @@ def train_step(
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+
+
+def each_replica(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function` of each of this device's replicas: the arrays of arguments and results have a leading axis of them.
+
+    Accelerators run them side by side. On a CPU they take turns, since a `vmap`ped convolution is a grouped one, which
+    its convolution kernels do not cover: NUMBERS.
+    """
+    if len(jax.tree.leaves(arguments)[0]) == 1:
+        result = function(*jax.tree.map(lambda x: x[0], arguments))
+        return jax.tree.map(lambda x: x[None], result)
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda replica: function(*replica), arguments)
+    return jax.vmap(function)(*arguments)
 
 
 def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -> Int[Array, " n"]:
@@ -136,10 +152,10 @@ def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -
 def train_steps(
     state: TrainState,
     totals: Totals,
-    train: Examples,
     order: Int[Array, " n"],
     num_steps: Int[Array, ""],
     *,
+    examples: Examples,
     options: StepOptions,
 ) -> tuple[TrainState, Totals]:
     """Up to `num_steps` steps within one epoch; stops early after a step whose loss or gradient is not finite.
@@ -150,20 +166,20 @@ def train_steps(
 
     `num_steps` is traced and the loop a `while`: one compilation serves every chunk.
     """
-    num_examples = train.labels.shape[0]
+    num_examples = examples.labels.shape[0]
     steps_per_epoch = -(-num_examples // options.batch_size)
     _, warp_key = jax.random.split(state.key)
-    share = options.batch_size // lax.axis_size(AXIS)
-    first = lax.axis_index(AXIS) * share
+    share = options.batch_size // lax.axis_size(DATA)
+    first = lax.axis_index(DATA) * share
 
     def next_batch(step: Array) -> Batch:
         position = step % steps_per_epoch * options.batch_size + first + jnp.arange(share)
         chosen = order[position % num_examples]
         # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
-        key, side = jax.random.fold_in(warp_key, step), train.images.shape[1]
+        key, side = jax.random.fold_in(warp_key, step), examples.images.shape[1]
         transforms = draw_transforms(key, options.batch_size, side, options.augmentation)
-        images = warp(train.images[chosen], lax.dynamic_slice_in_dim(transforms, first, share))
-        return Batch(options.normalization(images), train.labels[chosen])
+        images = warp(examples.images[chosen], lax.dynamic_slice_in_dim(transforms, first, share))
+        return Batch(options.normalization(images), examples.labels[chosen])
 
     def unfinished(carry: tuple[TrainState, Totals, Array]) -> Array:
         _, totals, done = carry
@@ -172,7 +188,7 @@ def train_steps(
     def advance(carry: tuple[TrainState, Totals, Array]) -> tuple[TrainState, Totals, Array]:
         state, totals, done = carry
         state, metrics = train_step(
-            state, next_batch(state.step), label_smoothing=options.label_smoothing, axis_name=AXIS
+            state, next_batch(state.step), label_smoothing=options.label_smoothing, axis_name=DATA
         )
         return state, totals.add(metrics), done + 1
 
@@ -181,20 +197,30 @@ def train_steps(
 
 
 def evaluate(variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization) -> dict[str, Array]:
-    """Sums over a split in evaluation mode: cross-entropy (`loss`, unsmoothed), hits (`correct`), examples (`count`).
+    """Sums over a split in evaluation mode.
 
-    `examples` has a leading axis of batches and is split over the devices along the second; rows labelled -1 are
-    padding and count for nothing, so that every real example counts exactly once.
+    They are cross-entropy (`loss`, unsmoothed) and hits (`correct`) of each replica, the hits of all replicas together
+    by the mean of their probabilities (`ensemble_correct`), and the number of examples (`count`).
+
+    `variables` are those of this device's replicas. `examples` has a leading axis of batches and is split over DATA
+    along the second; rows labelled -1 are padding and count for nothing, so that every real example counts once.
     """
+    num_replicas = len(jax.tree.leaves(variables)[0])
 
-    def add_batch(totals: tuple[Array, Array, Array], batch: Examples) -> tuple[tuple[Array, Array, Array], None]:
-        loss, correct, count = totals
-        logits = apply_fn(variables, normalization(batch.images))
-        real = batch.labels >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.labels, 0))
-        hits = (logits.argmax(-1) == batch.labels) & real
-        return (loss + jnp.where(real, losses, 0).sum(), correct + hits.sum(), count + real.sum()), None
+    def add_batch(totals: dict[str, Array], batch: Examples) -> tuple[dict[str, Array], None]:
+        images, real = normalization(batch.images), batch.labels >= 0
+        logits = each_replica(lambda variables: apply_fn(variables, images), variables)
+        targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
+        probabilities = lax.psum(jax.nn.softmax(logits).sum(0), REPLICA)
+        sums = {
+            "loss": jnp.where(real, optax.softmax_cross_entropy(logits, targets), 0).sum(-1),
+            "correct": ((logits.argmax(-1) == batch.labels) & real).sum(-1),
+            "ensemble_correct": ((probabilities.argmax(-1) == batch.labels) & real).sum(),
+            "count": real.sum(),
+        }
+        return jax.tree.map(jnp.add, totals, sums), None
 
-    zero = jnp.float32(0), jnp.int32(0), jnp.int32(0)
+    each = jnp.zeros(num_replicas, jnp.int32)
+    zero = {"loss": each.astype(jnp.float32), "correct": each, "ensemble_correct": jnp.int32(0), "count": jnp.int32(0)}
     sums, _ = lax.scan(add_batch, zero, examples)
-    return dict(zip(("loss", "correct", "count"), lax.psum(sums, AXIS), strict=True))
+    return lax.psum(sums, DATA)

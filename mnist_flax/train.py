@@ -21,7 +21,10 @@ from mnist_flax.errors import UserError, command
 DEFAULTS: dict[str, Any] = {"epochs": 10, "patience": 5}
 # 1,319 training images take more epochs, and 119 validation images tell them apart less often.
 DEFAULTS_FOR: dict[str, dict[str, Any]] = {"digits": {"epochs": 60, "patience": 20}}
-OWN_FILES = ("config.json", "metrics.jsonl", "summary.json", "best", "last", "hparams")
+OWN_FILES = (
+    *("config.json", "metrics.jsonl", "summary.json", "best", "last", "hparams"),
+    *("events.out.tfevents.*", "seed-[0-9]*"),
+)
 
 
 class Interruption:
@@ -74,7 +77,7 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
         _use_compilation_cache()
     if config.distributed:
         jax.distributed.initialize()
-    dataset = data.load(config.dataset, config.data_dir, config.val_size, config.seed)
+    dataset = data.load(config.dataset, config.data_dir, config.val_size)
     num_train = len(dataset.train.labels)
     if config.batch_size > num_train:
         raise UserError(f"--batch-size {config.batch_size} is more than the {num_train} training images there are")
@@ -86,7 +89,7 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
         patience=defaults["patience"] if config.patience is None else config.patience,
         val_size=0 if dataset.selection_split == "test" else len(dataset.validation.labels),
     )
-    mesh = make_mesh(config.batch_size, config.num_devices)
+    mesh = make_mesh(config.batch_size, config.num_devices, config.num_seeds)
     if jax.process_index() == 0:
         if config.overwrite:
             _delete_run(config.workdir)
@@ -129,7 +132,7 @@ def _use_compilation_cache() -> None:
 
 def _delete_run(workdir: Path) -> None:
     """Delete what a run writes, and nothing else that may lie there."""
-    for path in [*(workdir / name for name in OWN_FILES), *workdir.glob("events.out.tfevents.*")]:
+    for path in [path for pattern in OWN_FILES for path in workdir.glob(pattern)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

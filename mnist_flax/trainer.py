@@ -1,47 +1,38 @@
 """The training loop: epochs of `step.train_steps`, selection, early stopping, checkpoints, the final test.
 
-The numbers come from pure functions; what this file adds is their order and the side effects between them.
+The numbers come from pure functions; what this file adds is their order and the side effects between them. A run
+trains one replica for every seed, side by side; each is selected and stopped on its own.
 """
 
-import functools
+import math
 import platform
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from mnist_flax import augment, logs
 from mnist_flax.checkpoint import Checkpoints, resumable
 from mnist_flax.config import Config
-from mnist_flax.data import Dataset, Examples
+from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
-from mnist_flax.mesh import REPLICATED, SPLIT_BATCHES, compile_per_device, replicate, split_batches
-from mnist_flax.model import MNISTNet, count_parameters, init_variables
-from mnist_flax.optim import make_optimizer, one_cycle
-from mnist_flax.step import AXIS, StepOptions, Totals, TrainState, epoch_order, evaluate, train_steps
+from mnist_flax.mesh import BY_REPLICA, place, to_host
+from mnist_flax.model import count_parameters
+from mnist_flax.optim import one_cycle
+from mnist_flax.programs import RUN_ONCE, Evaluation, Training, create_states, zero_totals
+from mnist_flax.step import StepOptions, Totals
 
 if TYPE_CHECKING:
     from mnist_flax.train import Interruption
 
-EVALUATION_BATCH = 1000
 # Steps per dispatch on a CPU: a fraction of a second, so that the progress bar moves and Ctrl-C is answered. On an
 # accelerator it is a whole epoch, since there a step is shorter than a round trip to the host.
 CPU_CHUNK = 16
-# For programs that run once. Random numbers are slow to compile and quick to run: the initial state takes 7 s to
-# compile on two cores with XLA's optimizations and 0.7 s without, and its bits are the same.
-RUN_ONCE = {"xla_backend_optimization_level": 0}
-
-
-def create_state(config: Config, total_steps: int) -> TrainState:
-    """The state before the first step."""
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    tx = make_optimizer(total_steps, config.max_lr, config.clip_norm)
-    return TrainState.create(init_variables(init_key), run_key, MNISTNet(axis_name=AXIS).apply, tx)
 
 
 def best_epoch(history: list[logs.Row]) -> int:
@@ -62,152 +53,196 @@ def stop_reason(history: list[logs.Row], config: Config) -> str | None:
     return None
 
 
+def statistics_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, and of the test accuracy standard deviation and 95 % interval of the mean (Student's t)."""
+    from scipy import stats
+
+    n = len(results)
+    mean: dict[str, Any] = {
+        name: math.fsum(result[name] for result in results) / n
+        for name in ("val_accuracy", "test_accuracy", "test_loss")
+    }
+    std = float(np.std([result["test_accuracy"] for result in results], ddof=1))
+    margin = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return {
+        "num_seeds": n,
+        "epochs_run": max(result["epochs_run"] for result in results),
+        **mean,
+        "test_accuracy_std": std,
+        "test_accuracy_ci95": [mean["test_accuracy"] - margin, mean["test_accuracy"] + margin],
+    }
+
+
+class Replica:
+    """One seed's records: its history, and the directory with its best checkpoint, metrics and TensorBoard events."""
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        self.seed, self.directory = seed, directory
+        self.history: list[logs.Row] = []
+        self.best = Checkpoints(directory / "best")
+        self.tensorboard: logs.TensorBoard | None = None  # in the main process
+
+    def close(self) -> None:
+        """Flush and release what is open."""
+        self.best.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+
+
 class Trainer:
     """One run: its state, its compiled programs and its files."""
 
     def __init__(self, config: Config, dataset: Dataset, mesh: Mesh, interruption: "Interruption") -> None:
         self.config, self.dataset, self.mesh, self.interruption = config, dataset, mesh, interruption
         self.is_main = jax.process_index() == 0
+        self.seeds = config.seed + np.arange(config.num_seeds, dtype=np.uint32)
         self.epochs = config.epochs or 0
-        num_train = len(dataset.train.labels)
-        self.steps_per_epoch = -(-num_train // config.batch_size)
-        total_steps = self.epochs * self.steps_per_epoch
-        self.chunk = CPU_CHUNK if jax.default_backend() == "cpu" else self.steps_per_epoch
-        self.learning_rate, _ = one_cycle(total_steps, config.max_lr)
         self.normalization = dataset.normalization
         self.augmentation = augment.Augmentation(
             config.rotation, config.translation, (config.scale_min, config.scale_max)
         )
-
-        replicated = NamedSharding(mesh, REPLICATED)
-        self.state: TrainState = jax.jit(
-            functools.partial(create_state, config, total_steps), out_shardings=replicated, compiler_options=RUN_ONCE
-        )()
-        self.totals: Totals = replicate(Totals.zero(), mesh)
-        self.history: list[logs.Row] = []
+        options = StepOptions(config.batch_size, self.normalization, self.augmentation, config.label_smoothing)
+        self.training = Training(mesh, options, dataset.train)
+        self.evaluation = Evaluation(mesh, self.normalization)
+        self.validation_batches = self.evaluation.batches(dataset.validation)
+        self.steps_per_epoch = self.training.steps_per_epoch
+        self.chunk = CPU_CHUNK if jax.default_backend() == "cpu" else self.steps_per_epoch
+        total_steps = self.epochs * self.steps_per_epoch
+        self.learning_rate, _ = one_cycle(total_steps, config.max_lr)
+        self.state = create_states(self.seeds, mesh, config, total_steps)
+        self.totals = zero_totals(config.num_seeds, mesh)
         self.epoch_seconds = 0.0
 
-        options = StepOptions(config.batch_size, self.normalization, self.augmentation, config.label_smoothing)
-        self._order = compile_per_device(
-            functools.partial(epoch_order, num_examples=num_train, steps_per_epoch=self.steps_per_epoch), mesh
-        )
-        self._steps: Any = compile_per_device(functools.partial(train_steps, options=options), mesh, donate=(0, 1))
-        self._evaluate = compile_per_device(
-            functools.partial(evaluate, apply_fn=MNISTNet().apply, normalization=self.normalization),
-            mesh,
-            in_specs=(REPLICATED, SPLIT_BATCHES),
-        )
-        self.train_examples: Examples = replicate(dataset.train, mesh)
-        self.validation_batches = split_batches(dataset.validation, EVALUATION_BATCH, mesh)
+    @property
+    def _running(self) -> list[bool]:
+        """Which replicas have not come to their end."""
+        return [stop_reason(replica.history, self.config) is None for replica in self.replicas]
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """All that is left of the run; returns its summary."""
-        self.best = Checkpoints(self.config.workdir / "best")
-        self.last = Checkpoints(self.config.workdir / "last")
+        workdir = self.config.workdir
+        several = self.config.num_seeds > 1
+        self.replicas = [Replica(int(s), workdir / f"seed-{s}" if several else workdir) for s in self.seeds]
+        self.last = Checkpoints(workdir / "last")
         self._announce()
         self._restore()
-        self.tensorboard = logs.TensorBoard(self.config.workdir, self.history) if self.is_main else None
-        if self.tensorboard:
-            self.tensorboard.add_grid("augmented", self._augmented_samples(), columns=8)
-        if stop_reason(self.history, self.config) is None:
+        if self.is_main:
+            for replica in self.replicas:
+                replica.tensorboard = logs.TensorBoard(replica.directory, replica.history)
+            assert self.replicas[0].tensorboard is not None
+            self.replicas[0].tensorboard.add_grid("augmented", self._augmented_samples(), columns=8)
+        if any(self._running):
             self._compile()
         self.progress = logs.Progress(
             self.epochs * self.steps_per_epoch * self.config.batch_size,
-            int(self.state.step) * self.config.batch_size,
+            int(to_host(self.state.step).max()) * self.config.batch_size,
             show=self.is_main,
         )
         try:
-            while stop_reason(self.history, self.config) is None:
+            while any(self._running):
                 self._epoch()
             return self._finish()
         finally:
             self.progress.close()
-            self.best.close()
             self.last.close()
-            if self.tensorboard:
-                self.tensorboard.close()
+            for replica in self.replicas:
+                replica.close()
 
     def _compile(self) -> None:
         """Compile the training program ahead of its first call, so that no epoch's time contains it."""
         started = time.perf_counter()
-        arguments = self.state, self.totals, self.train_examples, self._order(self.state), np.int32(0)
-        self._steps = self._steps.lower(*arguments).compile()
+        self.training.compile(self.state, self.totals)
         self._say(f"Compiled in {time.perf_counter() - started:.1f} s")
 
     def _epoch(self) -> None:
-        """Train to the end of the epoch the state is in, evaluate, checkpoint, record."""
-        order, totals = self._order(self.state), self.totals
-        done = int(self.state.step) % self.steps_per_epoch
+        """Train the running replicas to the end of the epoch they are in, evaluate, checkpoint, record."""
+        running = np.array(self._running)
+        order, totals = self.training.order(self.state), self.totals
+        epoch, done = divmod(int(to_host(self.state.step)[running].max()), self.steps_per_epoch)
         while done < self.steps_per_epoch:
             started = time.perf_counter()
             num_steps = min(self.chunk, self.steps_per_epoch - done)
-            self.state, self.totals = self._steps(
-                self.state, self.totals, self.train_examples, order, np.int32(num_steps)
+            self.state, self.totals = self.training(
+                self.state, self.totals, order, np.where(running, np.int32(num_steps), 0)
             )
-            totals = jax.device_get(self.totals)
+            totals = to_host(self.totals)
             self.epoch_seconds += time.perf_counter() - started
-            if not totals.finite:
+            if not totals.finite[running].all():
                 raise UserError(self._not_finite(totals))
             done += num_steps
             self.progress.advance(
-                len(self.history) + 1,
+                epoch + 1,
                 self.epochs,
                 num_steps * self.config.batch_size,
-                totals.loss / totals.steps,
-                totals.correct / (totals.steps * self.config.batch_size),
+                totals.loss[running].mean() / done,
+                totals.correct[running].mean() / (done * self.config.batch_size),
             )
             if done < self.steps_per_epoch:
                 self._stop_if_asked()
 
-        row = self._row(totals, *self._loss_and_accuracy(self.state.variables, self.validation_batches))
-        self.history.append(row)
-        self.totals, self.epoch_seconds = replicate(Totals.zero(), self.mesh), 0.0
-        if best_epoch(self.history) == row["epoch"]:
-            self.best.save(row["step"], self.state.variables, self._model_card(row))
+        variables = to_host(self.state.variables)
+        figures = self.evaluation(self.state.variables, self.validation_batches)
+        for i in np.flatnonzero(running):
+            replica = self.replicas[i]
+            one: Totals = jax.tree.map(lambda x, i=i: x[i], totals)
+            row = self._row(epoch + 1, one, figures.losses[i], figures.accuracies[i], int(running.sum()))
+            replica.history.append(row)
+            if best_epoch(replica.history) == row["epoch"]:
+                ours = jax.tree.map(lambda x, i=i: x[i], variables)
+                replica.best.save(row["step"], ours, self._model_card(replica.seed, row))
+        self.totals, self.epoch_seconds = zero_totals(self.config.num_seeds, self.mesh), 0.0
         self._save()
+        chosen = [replica for replica, was_running in zip(self.replicas, running, strict=True) if was_running]
         if self.is_main:
-            logs.write_history(self.config.workdir / "metrics.jsonl", self.history)
-            assert self.tensorboard is not None
-            self.tensorboard.add_epoch(row)
-        split = "Val" if self.dataset.selection_split == "validation" else "Val (the test set)"
-        self.progress.say(
-            f"Epoch {row['epoch']} - Loss: {row['train_loss']:.4f}, Accuracy: {row['train_accuracy']:.2%}, "
-            f"{split}: {row['val_accuracy']:.2%}"
-        )
-        if stop_reason(self.history, self.config) is None:
+            for replica in chosen:
+                logs.write_history(replica.directory / "metrics.jsonl", replica.history)
+                assert replica.tensorboard is not None
+                replica.tensorboard.add_epoch(replica.history[-1])
+        self._announce_epoch([replica.history[-1] for replica in chosen])
+        if any(self._running):
             self._stop_if_asked()
 
-    def _loss_and_accuracy(self, variables: Any, batches: Examples) -> tuple[float, float]:
-        # Divided here, in float64: 9,940 of 10,000 is to be 0.994, not the float32 next to it.
-        sums = jax.device_get(self._evaluate(variables, batches))
-        return float(sums["loss"]) / int(sums["count"]), int(sums["correct"]) / int(sums["count"])
-
     def _finish(self) -> dict[str, Any]:
-        """Test the best checkpoint, once, and write the summary."""
-        restored = self.best.restore(like=self.state.variables)
-        if restored is None:
-            raise UserError(f"{self.best.directory} has lost its checkpoints; pass --overwrite to train again")
-        variables, card = restored
-        test_batches = split_batches(self.dataset.test, EVALUATION_BATCH, self.mesh)
-        test_loss, test_accuracy = self._loss_and_accuracy(variables, test_batches)
-        seconds = sum(row["seconds"] for row in self.history)
+        """Test every replica's best checkpoint, once, and write the summary."""
+        like = jax.tree.map(lambda x: x[0], to_host(self.state.variables))
+        variables, cards = [], []
+        for replica in self.replicas:
+            restored = replica.best.restore(like=like)
+            if restored is None:
+                lost = replica.best.directory
+                raise UserError(f"{lost} has lost its checkpoints; pass --overwrite to train again")
+            variables.append(restored[0])
+            cards.append(restored[1])
+        stacked = place(jax.tree.map(lambda *leaves: np.stack(leaves), *variables), self.mesh, BY_REPLICA)
+        figures = self.evaluation(stacked, self.evaluation.batches(self.dataset.test))
+        figures_of_each = figures.accuracies.tolist(), figures.losses.tolist()
+        results = [
+            {
+                "seed": replica.seed,
+                "epochs_run": len(replica.history),
+                "stopped_because": stop_reason(replica.history, self.config),
+                "best_epoch": card["epoch"],
+                "val_accuracy": card["val_accuracy"],
+                "test_accuracy": accuracy,
+                "test_loss": loss,
+            }
+            for replica, card, accuracy, loss in zip(self.replicas, cards, *figures_of_each, strict=True)
+        ]
+        several = len(results) > 1
+        seconds = sum(row["seconds"] for row in max((replica.history for replica in self.replicas), key=len))
+        num_epochs = sum(len(replica.history) for replica in self.replicas)
         summary = {
             "dataset": self.dataset.name,
             "dataset_note": self.dataset.note,
             "preset": self.config.preset,
-            "seed": self.config.seed,
-            "num_params": count_parameters(self.state.params),
-            "epochs_run": len(self.history),
-            "stopped_because": stop_reason(self.history, self.config),
-            "best_epoch": card["epoch"],
+            "num_params": count_parameters(like["params"]),
             "selection_split": self.dataset.selection_split,
-            "val_accuracy": card["val_accuracy"],
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
+            **(statistics_of(results) if several else results[0]),
+            **({"ensemble": {"test_accuracy": figures.ensemble_accuracy}, "seeds": results} if several else {}),
             "train_seconds": seconds,
-            "images_per_second": len(self.history) * self.steps_per_epoch * self.config.batch_size / seconds,
+            "images_per_second": num_epochs * self.steps_per_epoch * self.config.batch_size / seconds,
             "devices": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
             "versions": {
                 "python": platform.python_version(),
@@ -215,9 +250,10 @@ class Trainer:
             },
         }
         if self.is_main:
-            assert self.tensorboard is not None
-            result = {name: summary[name] for name in ("val_accuracy", "test_accuracy", "test_loss")}
-            self.tensorboard.add_result(self.config.to_json(), result)
+            for replica, result in zip(self.replicas, results, strict=True):
+                assert replica.tensorboard is not None
+                shown = {name: result[name] for name in ("val_accuracy", "test_accuracy", "test_loss")}
+                replica.tensorboard.add_result({**self.config.to_json(), "seed": replica.seed}, shown)
             logs.write_json(self.config.workdir / "summary.json", summary)
         self._announce_result(summary)
         return summary
@@ -225,8 +261,17 @@ class Trainer:
     # -- resuming and stopping -------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        metadata = {"history": self.history, "epoch_seconds": self.epoch_seconds}
-        self.last.save(int(self.state.step), {"state": resumable(self.state), "totals": self.totals}, metadata)
+        histories = [replica.history for replica in self.replicas]
+        self.last.save(
+            self._step,
+            {"state": resumable(self.state), "totals": self.totals},
+            {"histories": histories, "epoch_seconds": self.epoch_seconds},
+        )
+
+    @property
+    def _step(self) -> int:
+        """Steps that the replica which has gone furthest has taken."""
+        return int(to_host(self.state.step).max())
 
     def _restore(self) -> None:
         """Take up where the newest `last` checkpoint stopped, if there is one."""
@@ -235,61 +280,64 @@ class Trainer:
             arrays, metadata = restored
             self.state = self.state.replace(**arrays["state"])
             self.totals = Totals(*arrays["totals"])
-            self.history, self.epoch_seconds = metadata["history"], metadata["epoch_seconds"]
-            epoch, step = divmod(int(self.state.step), self.steps_per_epoch)
+            self.epoch_seconds = metadata["epoch_seconds"]
+            for replica, history in zip(self.replicas, metadata["histories"], strict=True):
+                replica.history = history
+            epoch, step = divmod(self._step, self.steps_per_epoch)
             self._say(f"Resuming after epoch {epoch}" + (f" and {step} steps" if step else ""))
-        # A run killed between its two saves redoes the epoch that its newest `best` came from.
-        self.best.discard_after(int(self.state.step))
+        # A run killed between its saves redoes the epoch that its newest `best` came from.
+        for replica in self.replicas:
+            replica.best.discard_after(self._step)
 
     def _stop_if_asked(self) -> None:
         """Save and exit if this process, or any other of the job, has been sent a signal."""
-        number = self.interruption.signal or 0
-        if jax.process_count() > 1:
-            number = int(multihost_utils.process_allgather(np.int32(number)).max())
+        number = int(to_host(np.array([self.interruption.signal or 0])).max())
         if not number:
             return
-        if self.last.latest_step() != int(self.state.step):
+        if self.last.latest_step() != self._step:
             self._save()
         self.progress.close()
-        self._say(f"Saved after step {int(self.state.step)}. Run the same command again to go on.")
+        self._say(f"Saved after step {self._step}. Run the same command again to go on.")
         raise SystemExit(128 + number)
 
     def _not_finite(self, totals: Totals) -> str:
-        step = int(self.state.step) - 1
+        i = int(np.flatnonzero(~np.asarray(totals.finite))[0])
+        step = int(to_host(self.state.step)[i]) - 1
+        seed = f" of seed {self.replicas[i].seed}" if len(self.replicas) > 1 else ""
         learning_rate = float(self.learning_rate(jnp.int32(step)))
         return (
-            f"loss {totals.last_loss} and gradient norm {totals.last_grad_norm} in step {step} (epoch "
-            f"{len(self.history) + 1}, learning rate {learning_rate:.3g}) are not finite numbers: training has "
-            f"diverged; lower --max-lr and choose a new --workdir (the last good checkpoint stays in "
+            f"loss {totals.last_loss[i]} and gradient norm {totals.last_grad_norm[i]} in step {step}{seed} (epoch "
+            f"{len(self.replicas[i].history) + 1}, learning rate {learning_rate:.3g}) are not finite numbers: training "
+            f"has diverged; lower --max-lr and choose a new --workdir (the last good checkpoint stays in "
             f"{self.last.directory})"
         )
 
     # -- records ---------------------------------------------------------------------------------------------------
 
-    def _row(self, totals: Totals, val_loss: float, val_accuracy: float) -> logs.Row:
-        images = self.steps_per_epoch * self.config.batch_size
-        step = int(self.state.step)
+    def _row(self, epoch: int, totals: Totals, val_loss: float, val_accuracy: float, replicas: int) -> logs.Row:
+        images, step = self.steps_per_epoch * self.config.batch_size, epoch * self.steps_per_epoch
         return {
-            "epoch": len(self.history) + 1,
+            "epoch": epoch,
             "step": step,
             "train_loss": float(totals.loss) / self.steps_per_epoch,
             "train_accuracy": int(totals.correct) / images,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            "val_loss": float(val_loss),
+            "val_accuracy": float(val_accuracy),
             "selection_split": self.dataset.selection_split,
             "learning_rate": float(self.learning_rate(jnp.int32(step - 1))),
             "grad_norm": float(totals.grad_norm) / self.steps_per_epoch,
-            "images_per_second": images / self.epoch_seconds,
+            "images_per_second": replicas * images / self.epoch_seconds,
             "seconds": self.epoch_seconds,
             "time": time.time(),
         }
 
-    def _model_card(self, row: logs.Row) -> dict[str, Any]:
+    def _model_card(self, seed: int, row: logs.Row) -> dict[str, Any]:
         """What someone who finds only the `best` checkpoint needs to know."""
         return {
             "dataset": self.dataset.name,
             "class_names": list(self.dataset.class_names),
             "normalization": self.normalization._asdict(),
+            "seed": seed,
             "config": self.config.to_json(),
             **{name: row[name] for name in ("epoch", "step", "val_accuracy", "val_loss", "selection_split")},
         }
@@ -313,20 +361,43 @@ class Trainer:
             f"standard deviation {self.normalization.std:.4f}), models selected on {selection} "
             f"({len(dataset.validation.labels):,}), {len(dataset.test.labels):,} test images"
         )
+        seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]} of " if config.num_seeds > 1 else ""
+        num_params = count_parameters(self.state.params) // config.num_seeds
         self._say(
-            f"{count_parameters(self.state.params):,} parameters on {self.mesh.size} x "
+            f"{seeds}{num_params:,} parameters on {self.mesh.size} x "
             f"{self.mesh.devices.flat[0].device_kind}; {self.epochs} epochs of {self.steps_per_epoch} steps of "
             f"{config.batch_size} images; writing to {config.workdir}"
+        )
+
+    def _announce_epoch(self, rows: list[logs.Row]) -> None:
+        def mean(name: str) -> float:
+            return sum(row[name] for row in rows) / len(rows)
+
+        accuracies = [row["val_accuracy"] for row in rows]
+        spread = f" ({min(accuracies):.2%} to {max(accuracies):.2%} over {len(rows)} seeds)" if len(rows) > 1 else ""
+        split = "Val" if self.dataset.selection_split == "validation" else "Val (the test set)"
+        self.progress.say(
+            f"Epoch {rows[0]['epoch']} - Loss: {mean('train_loss'):.4f}, Accuracy: {mean('train_accuracy'):.2%}, "
+            f"{split}: {mean('val_accuracy'):.2%}{spread}"
         )
 
     def _announce_result(self, summary: dict[str, Any]) -> None:
         honest = summary["selection_split"] == "validation"
         selected = "validation accuracy" if honest else "selected on the test set itself; accuracy"
-        self._say(
-            f"Done ({summary['stopped_because']}): best epoch {summary['best_epoch']} ({selected} "
-            f"{summary['val_accuracy']:.2%}), test accuracy {summary['test_accuracy']:.2%}, "
-            f"test loss {summary['test_loss']:.4f}"
-        )
+        for result in summary.get("seeds", [summary]):
+            who = f"Seed {result['seed']}" if "seeds" in summary else "Done"
+            self._say(
+                f"{who} ({result['stopped_because']}): best epoch {result['best_epoch']} ({selected} "
+                f"{result['val_accuracy']:.2%}), test accuracy {result['test_accuracy']:.2%}, "
+                f"test loss {result['test_loss']:.4f}"
+            )
+        if "seeds" in summary:
+            low, high = summary["test_accuracy_ci95"]
+            self._say(
+                f"Mean of {len(summary['seeds'])} seeds: test accuracy {summary['test_accuracy']:.2%}, standard "
+                f"deviation {100 * summary['test_accuracy_std']:.2f} points, 95 % interval of the mean {low:.2%} to "
+                f"{high:.2%}; their ensemble: {summary['ensemble']['test_accuracy']:.2%}"
+            )
         self._say(
             f"{summary['epochs_run']} epochs in {summary['train_seconds']:.1f} s "
             f"({summary['images_per_second']:,.0f} images/s). Curves: tensorboard --logdir {self.config.workdir}"

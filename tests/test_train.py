@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -108,17 +109,21 @@ def test_tensorboard_shows_it(finished):
     assert any((workdir / "hparams").iterdir())
 
 
-def assert_same_run(workdir, reference):
+def assert_same_records(workdir, reference):
     assert rows(workdir) == rows(reference)
     (ours, _), (theirs, _) = load_variables(workdir), load_variables(reference)
     for name, value in to_pytorch(theirs).items():
         np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
-    summary, expected = (json.loads((path / "summary.json").read_text()) for path in (workdir, reference))
-    for name in ("best_epoch", "val_accuracy", "test_accuracy", "test_loss"):
-        assert summary[name] == expected[name]
     events = EventAccumulator(str(workdir))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/val")] == [row["epoch"] for row in rows(workdir)]
+
+
+def assert_same_run(workdir, reference):
+    assert_same_records(workdir, reference)
+    summary, expected = (json.loads((path / "summary.json").read_text()) for path in (workdir, reference))
+    for name in ("best_epoch", "val_accuracy", "test_accuracy", "test_loss"):
+        assert summary[name] == expected[name]
 
 
 def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
@@ -235,3 +240,41 @@ def test_a_cache_directory_that_cannot_be_made_is_done_without(tmp_path):
     arguments = [*DIGITS, "--epochs", 1, "--workdir", tmp_path / "run"]
     status, _, err = train(*arguments, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert (status, err) == (0, "")
+
+
+def test_several_seeds(tmp_path):
+    arguments = [*DIGITS, "--epochs", 4, "--num-seeds", 3, "--seed", 4]
+    status, out, err = train(*arguments, "--workdir", tmp_path / "whole")
+    assert (status, err) == (0, "")
+    assert "over 3 seeds" in out
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    accuracies = [result["test_accuracy"] for result in summary["seeds"]]
+    assert [result["seed"] for result in summary["seeds"]] == [4, 5, 6]
+    assert summary["test_accuracy"] == pytest.approx(statistics.mean(accuracies))
+    assert summary["test_accuracy_std"] == pytest.approx(statistics.stdev(accuracies))
+    low, high = summary["test_accuracy_ci95"]
+    assert (high - low) / 2 == pytest.approx(4.3027 * statistics.stdev(accuracies) / 3**0.5, rel=1e-4)  # Student's t
+    assert 0 < summary["ensemble"]["test_accuracy"] <= 1
+
+    process = start(*arguments, "--workdir", tmp_path / "killed")
+    wait_for_rows(process, tmp_path / "killed/seed-6", 2)
+    process.kill()
+    process.communicate()
+    status, out, _ = train(*arguments, "--workdir", tmp_path / "killed")
+    assert status == 0
+    assert "Resuming after epoch" in out
+    assert json.loads((tmp_path / "killed/summary.json").read_text())["seeds"] == summary["seeds"]
+    for seed in (4, 5, 6):
+        assert_same_records(tmp_path / f"killed/seed-{seed}", tmp_path / f"whole/seed-{seed}")
+    with pytest.raises(UserError, match="holds 3 networks; name one"):
+        load_variables(tmp_path / "whole")
+
+
+def test_each_seed_stops_on_its_own(tmp_path):
+    arguments = [*DIGITS, "--epochs", 30, "--num-seeds", 2, "--patience", 2, "--workdir", tmp_path]
+    status, _, err = train(*arguments)
+    assert (status, err) == (0, "")
+    for result in json.loads((tmp_path / "summary.json").read_text())["seeds"]:
+        accuracies = [row["val_accuracy"] for row in rows(tmp_path / f"seed-{result['seed']}")]
+        assert result["epochs_run"] == len(accuracies) < 30
+        assert result["best_epoch"] == 1 + accuracies.index(max(accuracies)) == len(accuracies) - 2
