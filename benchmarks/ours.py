@@ -15,12 +15,20 @@ from benchmarks.suite import Work
 from mnist_flax import mesh as meshes
 from mnist_flax import ops, summary
 from mnist_flax.augment import Augmentation, augment
-from mnist_flax.config import Config
+from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.mesh import EVERYWHERE, compile_per_device, make_mesh, place
 from mnist_flax.model import IMAGE_SHAPE
-from mnist_flax.programs import EVALUATION_BATCH, Evaluation, Training, create_state, create_states, zero_totals
-from mnist_flax.step import DATA, Batch, StepOptions, train_step
+from mnist_flax.programs import (
+    EVALUATION_BATCH,
+    Evaluation,
+    Training,
+    create_state,
+    create_states,
+    step_options,
+    zero_totals,
+)
+from mnist_flax.step import DATA, Batch, train_step
 from mnist_flax.trainer import CPU_CHUNK
 
 SEED, MANY_STEPS = np.uint32([0]), 1_000_000
@@ -36,7 +44,7 @@ def _examples(num_examples: int) -> Examples:
 
 def _training(mesh: Mesh, batch_size: int, amount: float) -> Work:
     """An optimizer step, its batch spread over the mesh."""
-    state, examples = place(create_state(SEED[0], Config(), MANY_STEPS), mesh), _examples(batch_size)
+    state, examples = place(create_state(SEED[0], PRESETS["reference"], MANY_STEPS), mesh), _examples(batch_size)
     batch = Batch(NORMALIZATION(examples.images.astype(np.float32)), examples.labels)
     batch = place(batch, mesh, SPLIT)
     function = partial(train_step, label_smoothing=0.1, axis_name=DATA)
@@ -57,9 +65,9 @@ def step(name: str) -> dict[str, Work]:
 
 def epoch(name: str) -> dict[str, Work]:
     """Training in chunks of steps, and augmentation alone."""
-    config, augmentation = Config(), Augmentation()
+    config, augmentation = PRESETS["reference"], Augmentation()
     mesh = make_mesh(config.batch_size)
-    options = StepOptions(config.batch_size, NORMALIZATION, augmentation, config.label_smoothing)
+    options = step_options(config, NORMALIZATION, MANY_STEPS)
     training = Training(mesh, options, _examples(60_000))
     chunk = CPU_CHUNK if jax.default_backend() == "cpu" else training.steps_per_epoch
     state, totals = create_states(SEED, mesh, config, MANY_STEPS), zero_totals(1, mesh)
@@ -93,7 +101,10 @@ def evaluation(name: str) -> dict[str, Work]:
     """Loss and hits of 10,000 uint8 images."""
     mesh = make_mesh(EVALUATION_BATCH)
     evaluate = Evaluation(mesh, NORMALIZATION)
-    variables, batches = create_states(SEED, mesh, Config(), 1).variables, evaluate.batches(_examples(10_000))
+    variables, batches = (
+        create_states(SEED, mesh, PRESETS["reference"], 1).variables,
+        evaluate.batches(_examples(10_000)),
+    )
     return {name: Work(lambda: evaluate(variables, batches))}
 
 

@@ -9,39 +9,55 @@ from jaxtyping import Array, Float, Key, UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Ranges the warp is drawn from, uniformly.
+    """Ranges the warp is drawn from, uniformly. The defaults are the PyTorch original's.
 
     Attributes:
         rotation: degrees, drawn from [-rotation, rotation].
         translation: fraction of the side, drawn from [-translation, translation] for each axis.
         scale: (smallest, largest) magnification.
+        stretch: drawn from [-stretch, stretch]; rows are magnified by 1 + it on top, columns by 1 - it.
+        slant: columns moved by a row, drawn from [-slant, slant].
     """
 
     rotation: float = 18.0
     translation: float = 0.1
     scale: tuple[float, float] = (0.8, 1.2)
+    stretch: float = 0.0
+    slant: float = 0.0
 
 
 def draw_transforms(
-    key: Key[Array, ""], num_images: int, side: int, augmentation: Augmentation
+    key: Key[Array, ""],
+    num_images: int,
+    side: int,
+    augmentation: Augmentation,
+    strength: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "n 2 3"]:
     """Random affine maps from output pixel (row, column, 1) to input pixel, about the image's centre.
 
-    An image is rotated and magnified about its centre, then shifted; the maps are the inverse of that, which is what
-    resampling needs.
+    An image is slanted, rotated and magnified about its centre, then shifted; the maps are the inverse of that, which
+    is what resampling needs. A `strength` below 1 draws all of them from ranges that are that much narrower.
     """
     smallest, largest = augmentation.scale
-    limit = jnp.array([jnp.deg2rad(augmentation.rotation), 0, *[augmentation.translation * side] * 2])
-    # One draw for all four: each further threefry call costs half a second of compilation on a CPU.
-    draws = jax.random.uniform(key, (num_images, 4), minval=-1.0, maxval=1.0)
-    angle, _, *shift = (draws * limit).T
-    scale = smallest + (largest - smallest) * (draws[:, 1] + 1) / 2
+    limits = [
+        jnp.deg2rad(augmentation.rotation),
+        *[augmentation.translation * side] * 2,
+        (largest - smallest) / 2,
+        augmentation.stretch,
+        augmentation.slant,
+    ]
+    # One draw for all: each further threefry call costs half a second of compilation on a CPU.
+    draws = jax.random.uniform(key, (num_images, len(limits)), minval=-1.0, maxval=1.0)
+    angle, down, right, magnified, stretch, slant = (draws * (strength * jnp.array(limits))).T
+    scale = 1 + strength * ((smallest + largest) / 2 - 1) + magnified
+    rows, columns = scale * (1 + stretch), scale * (1 - stretch)
 
-    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    linear = jnp.stack([jnp.stack([cos, sin], -1), jnp.stack([-sin, cos], -1)], -2)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    inverse = jnp.stack([jnp.stack([cos / rows, sin / rows], -1), jnp.stack([-sin / columns, cos / columns], -1)], -2)
+    linear = inverse.at[:, :, 0].subtract(slant[:, None] * inverse[:, :, 1])
     centre = (side - 1) / 2
     # Elementwise rather than a matrix product: accelerators round those to fewer bits, and this is a position.
-    offset = centre - (linear * (centre + jnp.stack(shift, -1))[:, None, :]).sum(-1)
+    offset = centre - (linear * (centre + jnp.stack([down, right], -1))[:, None, :]).sum(-1)
     return jnp.concatenate([linear, offset[:, :, None]], axis=-1)
 
 

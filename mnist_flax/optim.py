@@ -1,19 +1,22 @@
-"""The optimizer: clip by global norm, then Adam under PyTorch's one-cycle schedule of learning rate and beta1."""
+"""The optimizer: clip by global norm, then Adam or Muon under PyTorch's one-cycle schedule."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers, muon
 
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+Schedule = Callable[[Any], Float[Array, ""]]  # of the step, an integer
 
 
 def _cosine_cycle(total_steps: int, warmup_fraction: float, start: float, peak: float, end: float) -> Schedule:
     """From start to peak over the warm-up, then to end, each half a cosine; PyTorch's phase boundaries."""
     warmup_end, last = warmup_fraction * total_steps - 1, total_steps - 1
 
-    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+    def schedule(step: Int[Any, ""]) -> Float[Array, ""]:
         step = jnp.minimum(step, last)
         warming_up = step <= warmup_end
         nearness = jnp.where(warming_up, step / max(warmup_end, 1), (last - step) / (last - warmup_end))
@@ -47,8 +50,38 @@ def one_cycle(
     return learning_rate, beta1
 
 
-def make_optimizer(total_steps: int, max_learning_rate: float, clip_norm: float) -> optax.GradientTransformation:
-    """Clip the gradient's global norm to `clip_norm`, then Adam (beta2 0.999, epsilon 1e-8) under `one_cycle`."""
+def make_optimizer(
+    name: str, total_steps: int, max_learning_rate: float, *, clip_norm: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Clip the gradient's global norm to `clip_norm`, then one of two optimizers under `one_cycle`.
+
+    "adam": AdamW (beta2 0.999, epsilon 1e-8); without weight decay that is Adam. "muon": Muon, which replaces the
+    momentum of a convolution's kernel, seen as a matrix of inputs by outputs, by the nearest orthogonal matrix; scaled
+    to the size of Adam's steps (0.2, Liu et al. 2025, arXiv:2502.16982), so that one learning rate serves it and Adam
+    without weight decay, which trains all that is not such a kernel. Weight decay is multiplied by the learning rate.
+
+    Loshchilov & Hutter, 2017, arXiv:1711.05101; Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/
+    """
     learning_rate, beta1 = one_cycle(total_steps, max_learning_rate)
-    adam = optax.inject_hyperparams(optax.adam, static_args=("b2", "eps", "eps_root"))
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam(learning_rate, b1=beta1))
+    if name == "muon":
+        optimizer = muon(
+            learning_rate,
+            weight_decay=weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_kernels_as_matrices,
+        )
+    else:
+        adam = optax.inject_hyperparams(optax.adamw, static_args=("b2", "eps", "eps_root", "weight_decay"))
+        optimizer = adam(learning_rate, b1=beta1, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+
+def _kernels_as_matrices(params: Any) -> Any:
+    """Which axes of the blocks' convolution kernels, (height, width, inputs, outputs), are rows and columns."""
+
+    def axes(path: Any, value: Any) -> MuonDimensionNumbers | None:
+        # Not the last layer, whose rows are the classes: as its authors advise, Adam trains that.
+        is_kernel = value.ndim == 4 and path[0].key != "final_conv"
+        return MuonDimensionNumbers((0, 1, 2), 3) if is_kernel else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

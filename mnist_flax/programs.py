@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, UInt32
 
+from mnist_flax.augment import Augmentation
 from mnist_flax.config import Config
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.mesh import BY_EXAMPLE, BY_REPLICA, EVERYWHERE, compile_per_device, place, split_batches, to_host
@@ -21,10 +22,22 @@ EVALUATION_BATCH = 1000
 RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
+def step_options(config: Config, normalization: Normalization, total_steps: int) -> StepOptions:
+    """What `config` says about a step."""
+    augmentation = Augmentation(
+        config.rotation, config.translation, (config.scale_min, config.scale_max), config.stretch, config.slant
+    )
+    return StepOptions(
+        config.batch_size, normalization, augmentation, config.label_smoothing, total_steps, config.augmentation_fade
+    )
+
+
 def create_state(seed: UInt32[Any, ""], config: Config, total_steps: int) -> TrainState:
     """A replica's state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    tx = make_optimizer(total_steps, config.max_lr, config.clip_norm)
+    tx = make_optimizer(
+        config.optimizer, total_steps, config.max_lr, clip_norm=config.clip_norm, weight_decay=config.weight_decay
+    )
     return TrainState.create(init_variables(init_key), run_key, MNISTNet(axis_name=DATA).apply, tx)
 
 

@@ -62,12 +62,23 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What is fixed when a training program is compiled."""
+    """What is fixed when a training program is compiled.
+
+    Attributes:
+        fade: fraction of the `total_steps`, at their end, over which augmentation fades linearly to nothing.
+    """
 
     batch_size: int
     normalization: Normalization
     augmentation: Augmentation
     label_smoothing: float
+    total_steps: int
+    fade: float = 0.0
+
+    def strength(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """How much of the augmentation's ranges a step draws from."""
+        left = (self.total_steps - 1 - step) / max(self.fade * self.total_steps, 1)
+        return jnp.clip(left, 0, 1) if self.fade else jnp.float32(1)
 
 
 class Totals(NamedTuple):
@@ -177,7 +188,7 @@ def train_steps(
         chosen = order[position % num_examples]
         # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
         key, side = jax.random.fold_in(warp_key, step), examples.images.shape[1]
-        transforms = draw_transforms(key, options.batch_size, side, options.augmentation)
+        transforms = draw_transforms(key, options.batch_size, side, options.augmentation, options.strength(step))
         images = warp(examples.images[chosen], lax.dynamic_slice_in_dim(transforms, first, share))
         return Batch(options.normalization(images), examples.labels[chosen])
 

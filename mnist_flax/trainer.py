@@ -24,8 +24,8 @@ from mnist_flax.errors import UserError
 from mnist_flax.mesh import BY_REPLICA, place, to_host
 from mnist_flax.model import count_parameters
 from mnist_flax.optim import one_cycle
-from mnist_flax.programs import RUN_ONCE, Evaluation, Training, create_states, zero_totals
-from mnist_flax.step import StepOptions, Totals
+from mnist_flax.programs import RUN_ONCE, Evaluation, Training, create_states, step_options, zero_totals
+from mnist_flax.step import Totals
 
 if TYPE_CHECKING:
     from mnist_flax.train import Interruption
@@ -98,16 +98,13 @@ class Trainer:
         self.seeds = config.seed + np.arange(config.num_seeds, dtype=np.uint32)
         self.epochs = config.epochs or 0
         self.normalization = dataset.normalization
-        self.augmentation = augment.Augmentation(
-            config.rotation, config.translation, (config.scale_min, config.scale_max)
-        )
-        options = StepOptions(config.batch_size, self.normalization, self.augmentation, config.label_smoothing)
-        self.training = Training(mesh, options, dataset.train)
+        self.steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
+        total_steps = self.epochs * self.steps_per_epoch
+        self.options = step_options(config, self.normalization, total_steps)
+        self.training = Training(mesh, self.options, dataset.train)
         self.evaluation = Evaluation(mesh, self.normalization)
         self.validation_batches = self.evaluation.batches(dataset.validation)
-        self.steps_per_epoch = self.training.steps_per_epoch
         self.chunk = CPU_CHUNK if jax.default_backend() == "cpu" else self.steps_per_epoch
-        total_steps = self.epochs * self.steps_per_epoch
         self.learning_rate, _ = one_cycle(total_steps, config.max_lr)
         self.state = create_states(self.seeds, mesh, config, total_steps)
         self.totals = zero_totals(config.num_seeds, mesh)
@@ -345,7 +342,11 @@ class Trainer:
     def _augmented_samples(self) -> np.ndarray:
         images = jnp.asarray(self.dataset.train.images[:64])
         warp = jax.jit(augment.augment, static_argnums=2, compiler_options=RUN_ONCE)
-        return np.asarray(warp(jax.random.key(self.config.seed), images, self.augmentation)).round().astype(np.uint8)
+        return (
+            np.asarray(warp(jax.random.key(self.config.seed), images, self.options.augmentation))
+            .round()
+            .astype(np.uint8)
+        )
 
     def _say(self, line: str) -> None:
         if self.is_main:

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -33,18 +34,49 @@ def test_agrees_with_scipy(degrees, scale, offset):
     np.testing.assert_allclose(ours, theirs, atol=0.02)
 
 
-def test_draws_stay_within_the_ranges_and_fill_them():
-    transforms = np.asarray(draw_transforms(jax.random.key(1), 5000, 28, Augmentation()), np.float64)
-    linear, offset = transforms[:, :, :2], transforms[:, :, 2]
-    scale = 1 / np.sqrt(np.linalg.det(linear))
-    angle = np.rad2deg(np.arctan2(linear[:, 0, 1], linear[:, 0, 0]))
-    shift = np.linalg.solve(linear, (13.5 - offset)[..., None])[..., 0] - 13.5
-    for values, low, high in ((scale, 0.8, 1.2), (angle, -18, 18), (shift[:, 0], -2.8, 2.8), (shift[:, 1], -2.8, 2.8)):
-        margin = 1e-2 * (high - low)
-        assert low - margin / 100 <= values.min() < low + margin
-        assert high - margin < values.max() <= high + margin / 100
-        assert abs(values.mean() - (low + high) / 2) < 2 * margin
+def draw(strength=1.0, **ranges):
+    """What each of 5,000 maps does to an image: the linear part, from input to output, and the shift after it."""
+    augmentation = Augmentation(**ranges)
+    transforms = np.asarray(draw_transforms(jax.random.key(1), 5000, 28, augmentation, strength), np.float64)
+    forward = np.linalg.inv(transforms[:, :, :2])
+    shift = np.einsum("nij,nj->ni", forward, 13.5 - transforms[:, :, 2]) - 13.5
+    return forward, shift
+
+
+def assert_fills(values, low, high):
+    margin = 1e-2 * (high - low)
+    assert low - margin / 100 <= values.min() < low + margin
+    assert high - margin < values.max() <= high + margin / 100
+    assert abs(values.mean() - (low + high) / 2) < 2 * margin
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_draws_stay_within_the_ranges_and_fill_them(strength):
+    forward, shift = draw(strength)
+    scale = np.sqrt(np.linalg.det(forward))
+    angle = np.rad2deg(np.arctan2(-forward[:, 0, 1], forward[:, 0, 0]))
+    assert_fills(scale, 1 - 0.2 * strength, 1 + 0.2 * strength)
+    assert_fills(angle, -18 * strength, 18 * strength)
+    for axis in (0, 1):
+        assert_fills(shift[:, axis], -2.8 * strength, 2.8 * strength)
     assert np.abs(np.corrcoef([scale, angle, *shift.T]) - np.eye(4)).max() < 0.06
+
+
+def test_stretch_and_slant():
+    still = {"rotation": 0.0, "translation": 0.0, "scale": (1.0, 1.0)}
+    forward, _ = draw(**still, stretch=0.3)
+    assert_fills(forward[:, 0, 0], 0.7, 1.3)
+    np.testing.assert_allclose(forward[:, 0, 0] + forward[:, 1, 1], 2, atol=1e-5)
+    np.testing.assert_allclose(forward[:, [0, 1], [1, 0]], 0, atol=1e-6)
+    forward, _ = draw(**still, slant=0.4)
+    assert_fills(forward[:, 1, 0], -0.4, 0.4)
+    np.testing.assert_allclose(forward[:, [0, 0, 1], [0, 1, 1]], [[1, 0, 1]] * 5000, atol=1e-6)
+
+
+def test_no_strength_is_the_identity():
+    wild = Augmentation(stretch=0.3, slant=0.4, scale=(0.5, 0.9))
+    transforms = draw_transforms(jax.random.key(0), 16, 28, wild, 0.0)
+    np.testing.assert_array_equal(warp(jnp.asarray(IMAGES), transforms), IMAGES)
 
 
 def test_rotation_turns_and_translation_moves_as_named():

@@ -9,9 +9,11 @@ from mnist_flax.config import PRESETS, Config, parse, refuse_changes
 from mnist_flax.errors import UserError
 
 
-def test_defaults_are_the_original_recipe():
-    config = parse([])
-    assert config == Config()
+def test_the_reference_is_the_original_recipe():
+    config = parse(["--preset", "reference"])
+    assert parse([]) == Config()
+    assert (config.optimizer, config.weight_decay, config.augmentation_fade) == ("adam", 0, 0)
+    assert (config.stretch, config.slant) == (0, 0)
     assert (config.batch_size, config.max_lr, config.label_smoothing, config.clip_norm) == (124, 0.01, 0.1, 1.0)
     assert (config.rotation, config.translation, config.scale_min, config.scale_max) == (18.0, 0.1, 0.8, 1.2)
     assert train.DEFAULTS == {"epochs": 10, "patience": 5}
@@ -24,7 +26,7 @@ def test_a_preset_sets_defaults_that_flags_override():
 
 
 def test_every_option_is_a_flag():
-    values = {"preset": "reference", "dataset": "digits", "workdir": "elsewhere", "data_dir": "there", "epochs": "3"}
+    values = {"preset": "reference", "optimizer": "adam", "dataset": "digits", "workdir": "elsewhere", "data_dir": "there", "epochs": "3"}
     values |= {"label_smoothing": "0.2", "target_accuracy": "0.9", "scale_min": "0.5", "scale_max": "3"}
     for field in dataclasses.fields(Config):
         flag = "--" + field.name.replace("_", "-")
@@ -67,8 +69,8 @@ def test_impossible_values_are_refused_in_one_sentence(arguments, message):
 def test_a_changed_configuration_is_spelled_out():
     stored = Config(seed=1).to_json()
     refuse_changes(stored, Config(seed=1, data_dir=None, overwrite=True, num_devices=2))
-    with pytest.raises(UserError, match=r"--max-lr was 0.01, is now 0.02; --seed was 1, is now 0"):
-        refuse_changes(stored, Config(max_lr=0.02))
+    with pytest.raises(UserError, match=r"--max-lr was 0.02, is now 0.03; --seed was 1, is now 0"):
+        refuse_changes(stored, Config(max_lr=0.03))
 
 
 def test_help_imports_nothing_heavy():

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -26,7 +27,7 @@ EXAMPLES = Examples(
 
 
 def new_state(variables, total_steps=12, max_lr=0.01, axis_name=DATA):
-    tx = make_optimizer(total_steps, max_lr, 1.0)
+    tx = make_optimizer("adam", total_steps, max_lr, clip_norm=1.0)
     return TrainState.create(variables, jax.random.key(7), MNISTNet(axis_name=axis_name).apply, tx)
 
 
@@ -108,7 +109,7 @@ def run(num_devices, chunks, max_lr=0.01, seeds=(0,)):
     """
     with jax.enable_x64(True):
         mesh = make_mesh(24, num_devices, len(seeds))
-        training = Training(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1), EXAMPLES)
+        training = Training(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
         state = create_states(np.array(seeds, np.uint32), mesh, Config(max_lr=max_lr), total_steps=12)
         state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
         totals = jax.tree.map(
@@ -165,6 +166,14 @@ def test_loop_stops_at_the_step_that_is_not_finite():
     _, totals, step = run(1, [3, 1], max_lr=1e300)
     assert not totals.finite.any()
     assert step.max() < 4
+
+
+def test_augmentation_fades_to_nothing():
+    options = StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=101, fade=0.5)
+    strengths = [float(options.strength(jnp.int32(step))) for step in (0, 49, 75, 100)]
+    assert strengths == [1.0, 1.0, pytest.approx(25 / 50.5), 0.0]
+    always = dataclasses.replace(options, fade=0.0)
+    assert float(always.strength(jnp.int32(100))) == 1.0
 
 
 def test_epochs_have_different_orders_that_are_permutations():
