@@ -78,19 +78,22 @@ def resumable(state: TrainState) -> dict[str, Any]:
 def load_variables(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model variables and metadata (config, normalisation, accuracy ...) of a run's best checkpoint.
 
-    `directory` is a run directory or its `best` directory.
+    `directory` is a run directory or its `best` directory. Of a run of several seeds it is the network with the highest
+    validation accuracy (then the lowest validation loss).
 
     Raises:
         UserError: there is no checkpoint, or it does not fit the network.
     """
+    candidates = [directory] if directory.name == "best" else [directory / "best", *directory.glob("seed-*/best")]
+    found = [_load(best) for best in candidates if best.is_dir()]
+    if not found:
+        raise UserError(f"{directory} holds no checkpoint ({candidates[0]} does not exist)")
+    return max(found, key=lambda loaded: (loaded[1]["val_accuracy"], -loaded[1]["val_loss"]))
+
+
+def _load(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     from mnist_flax.model import init_variables
 
-    best = directory if directory.name == "best" else directory / "best"
-    seeds = sorted(directory.glob("seed-*"))
-    if seeds and not best.is_dir():
-        raise UserError(f"{directory} holds {len(seeds)} networks; name one of them, such as {seeds[0]}")
-    if not best.is_dir():
-        raise UserError(f"{directory} holds no checkpoint ({best} does not exist)")
     checkpoints = Checkpoints(best)
     try:
         restored = checkpoints.restore(like=init_variables(jax.random.key(0)))

@@ -19,9 +19,10 @@ DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")
 class Config:
     """Train the 12,534-parameter network; run the same command again to resume."""
 
-    preset: Literal["default", "reference"] = "default"
-    """'default': the original's recipe with honest model selection. 'reference': the original's protocol to the letter
-    (trains on all 60,000 images, selects on the test set, stops at an accuracy of 0.994)."""
+    preset: Literal["default", "best", "speedrun", "reference"] = "default"
+    """'default': 10 epochs. 'best': the most accurate, 30 epochs. 'speedrun': 5 epochs. 'reference': the original's
+    recipe and protocol to the letter (trains on all 60,000 images, selects on the test set, stops at an accuracy of
+    0.994)."""
 
     workdir: Path = Path("runs/mnist_training")
     """Run directory: checkpoints, TensorBoard events, config.json, metrics.jsonl, summary.json."""
@@ -38,7 +39,7 @@ class Config:
     batch_size: int = 64
     """Images per step, over all devices."""
 
-    max_lr: float = 0.02
+    max_lr: float = 0.01
     """Peak learning rate of the one-cycle schedule."""
 
     val_size: int | None = None
@@ -54,7 +55,7 @@ class Config:
     optimizer: Literal["adam", "muon"] = "muon"
     """Both with a one-cycle learning rate; Muon trains convolution kernels, and Adam the rest."""
 
-    weight_decay: float = 0.01
+    weight_decay: float = 0.02
     """Decoupled weight decay, times the learning rate; for Muon of the convolution kernels only."""
 
     rotation: float = 18.0
@@ -69,7 +70,7 @@ class Config:
     scale_max: float = 1.2
     """Augmentation: largest magnification."""
 
-    stretch: float = 0.2
+    stretch: float = 0.15
     """Augmentation: make higher and narrower, or the reverse, by up to this fraction."""
 
     slant: float = 0.15
@@ -147,11 +148,12 @@ class Config:
 
 PRESETS = {
     "default": Config(),
+    "best": Config(preset="best", epochs=30, patience=0),
+    "speedrun": Config(preset="speedrun", epochs=5, patience=0),
     "reference": Config(
         preset="reference",
         batch_size=124,
         optimizer="adam",
-        max_lr=0.01,
         weight_decay=0.0,
         stretch=0.0,
         slant=0.0,

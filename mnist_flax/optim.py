@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 Schedule = Callable[[Any], Float[Array, ""]]  # of the step, an integer
 
@@ -55,33 +55,45 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clip the gradient's global norm to `clip_norm`, then one of two optimizers under `one_cycle`.
 
-    "adam": AdamW (beta2 0.999, epsilon 1e-8); without weight decay that is Adam. "muon": Muon, which replaces the
-    momentum of a convolution's kernel, seen as a matrix of inputs by outputs, by the nearest orthogonal matrix; scaled
-    to the size of Adam's steps (0.2, Liu et al. 2025, arXiv:2502.16982), so that one learning rate serves it and Adam
-    without weight decay, which trains all that is not such a kernel. Weight decay is multiplied by the learning rate.
+    "adam" is AdamW (beta2 0.999, epsilon 1e-8); without weight decay that is Adam. "muon" trains the blocks'
+    convolution kernels by Muon with weight decay, and the rest by Adam without. Muon takes a kernel for a matrix of
+    inputs by outputs and steps along the nearest orthogonal matrix to its momentum, here with a root mean square of
+    about half the learning rate, so that one learning rate suits both. Weight decay is multiplied by the learning rate.
 
-    Loshchilov & Hutter, 2017, arXiv:1711.05101; Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/
+    Loshchilov & Hutter, 2017, arXiv:1711.05101; Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu
+    et al., 2025, arXiv:2502.16982
     """
     learning_rate, beta1 = one_cycle(total_steps, max_learning_rate)
+    adam = optax.inject_hyperparams(optax.adamw, static_args=("b2", "eps", "eps_root", "weight_decay"))
     if name == "muon":
-        optimizer = muon(
-            learning_rate,
-            weight_decay=weight_decay,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=_kernels_as_matrices,
+        kernels = optax.chain(
+            scale_by_muon(weight_dimension_numbers=_as_matrices),
+            optax.stateless(_scale_to_rms_of_half),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
         )
+        rest = adam(learning_rate, b1=beta1, weight_decay=0.0)
+        optimizer = optax.partition({True: kernels, False: rest}, _is_kernel)
     else:
-        adam = optax.inject_hyperparams(optax.adamw, static_args=("b2", "eps", "eps_root", "weight_decay"))
         optimizer = adam(learning_rate, b1=beta1, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
 
-def _kernels_as_matrices(params: Any) -> Any:
-    """Which axes of the blocks' convolution kernels, (height, width, inputs, outputs), are rows and columns."""
+def _is_kernel(params: Any) -> Any:
+    """Which parameters are blocks' convolution kernels (as Muon's authors advise, the last layer's is Adam's)."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim == 4 and path[0].key != "final_conv", params)
 
-    def axes(path: Any, value: Any) -> MuonDimensionNumbers | None:
-        # Not the last layer, whose rows are the classes: as its authors advise, Adam trains that.
-        is_kernel = value.ndim == 4 and path[0].key != "final_conv"
-        return MuonDimensionNumbers((0, 1, 2), 3) if is_kernel else None
 
-    return jax.tree_util.tree_map_with_path(axes, params)
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _as_matrices(kernels: Any) -> Any:
+    """Kernels (height, width, inputs, outputs) as matrices: the first three axes their rows, the last their columns."""
+    axes = MuonDimensionNumbers((0, 1, 2), 3)
+    return jax.tree.map(lambda x: x if _is_masked(x) else axes, kernels, is_leaf=_is_masked)
+
+
+def _scale_to_rms_of_half(kernels: Any, params: Any) -> Any:
+    """An orthogonal matrix of r rows and c columns has a root mean square of max(r, c)^-1/2."""
+    return jax.tree.map(lambda x: x * 0.5 * max(x.size // x.shape[-1], x.shape[-1]) ** 0.5, kernels)

@@ -43,20 +43,18 @@ def test_gradient_is_clipped_to_the_norm():
 def test_muon_steps_kernels_along_an_orthogonal_matrix_and_the_rest_by_adam():
     params = jax.tree.map(jnp.zeros_like, jax.jit(init_variables)(jax.random.key(0))["params"])
     gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
-    optimizers = [make_optimizer(name, 10, 0.02, clip_norm=1.0) for name in ("muon", "adam")]
+    optimizers = [make_optimizer(name, 10, 0.01, clip_norm=1.0) for name in ("muon", "adam")]
     muon, adam = (optimizer.update(gradient, optimizer.init(params), params)[0] for optimizer in optimizers)
-    rate = 0.02 / 25
+    rate = 0.01 / 25
     for name, block in muon.items():
         for path, update in jax.tree_util.tree_leaves_with_path(block):
             if update.ndim == 4 and name != "final_conv":
                 matrix = update.reshape(-1, update.shape[-1])
-                singular = np.linalg.svd(matrix, compute_uv=False) / (rate * 0.2 * max(matrix.shape) ** 0.5)
+                singular = np.linalg.svd(matrix, compute_uv=False) / (rate * 0.5 * max(matrix.shape) ** 0.5)
                 assert 0.3 < singular.min() <= singular.max() < 1.3, (name, singular)  # Newton-Schulz stops near 1
             else:
                 other = functools.reduce(lambda node, key: node[key.key], path, adam[name])
-                # Each starts with the gradient's sign; Muon's Adam has Nesterov momentum, which makes its step larger.
-                np.testing.assert_allclose(update / other, (update / other).max(), rtol=1e-3)
-                assert 1 < (update / other).max() < 2
+                np.testing.assert_allclose(update, other, rtol=1e-6)
 
 
 def test_weight_decay_shrinks_weights_by_its_share_of_the_rate():
