@@ -1,1 +1,20 @@
-"""A 12,534-parameter MNIST classifier in JAX: train, measure, use. Start with `python -m mnist_flax.train`."""
+"""A 12,534-parameter MNIST classifier in JAX: train, measure, use.
+
+`python -m mnist_flax.train` trains one; `mnist_flax.load(path).predict(images)` uses it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnist_flax.classifier import Classifier, load, load_pretrained
+
+__all__ = ["Classifier", "load", "load_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: `--help` is to be answered at once, and JAX takes a second."""
+    if name in __all__:
+        from mnist_flax import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import simple_parsing
 
-from mnist_flax.errors import UserError
+from mnist_flax.errors import ArgumentParser, UserError
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")
 
@@ -174,20 +174,17 @@ def _flag(name: str) -> str:
 _PROGRAM = "python -m mnist_flax.train"
 
 
-class _Parser(simple_parsing.ArgumentParser):
-    """Answers a mistake with one sentence instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists the options")
+class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
+    """Options from a dataclass, mistakes in one sentence."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The command line as a validated `Config`; a preset supplies the defaults of the other flags."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    preset = _Parser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
+    preset = _TrainParser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
     preset.add_argument("--preset", default="default")
     chosen, _ = preset.parse_known_args(arguments)
-    parser = _Parser(
+    parser = _TrainParser(
         prog=_PROGRAM,
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,

@@ -1,12 +1,22 @@
 """How a command fails: one sentence on standard error and exit status 2, never a traceback."""
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Something the user can put right. The message says what is wrong and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

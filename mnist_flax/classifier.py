@@ -1,0 +1,101 @@
+"""A trained network ready for use: `load(path).predict(images)`."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from mnist_flax.data import Normalization
+from mnist_flax.errors import UserError
+from mnist_flax.mesh import cpu_compiler_options
+from mnist_flax.model import MNISTNet
+
+BATCH = 1000
+PRETRAINED = Path(__file__).with_name("pretrained.safetensors")
+
+
+class Classifier:
+    """A network with the normalisation and class names it was trained with.
+
+    Attributes:
+        model: the Flax module.
+        variables: `{"params", "batch_stats"}`, what `model.apply` takes.
+        normalization: what turns images in 0..255 into the model's input.
+        class_names: by label.
+        card: all that is known about it: data set, configuration, accuracies.
+    """
+
+    def __init__(self, variables: dict[str, Any], card: dict[str, Any]) -> None:
+        self.model, self.variables, self.card = MNISTNet(), variables, card
+        self.normalization = Normalization(**card["normalization"])
+        self.class_names: tuple[str, ...] = tuple(card["class_names"])
+
+    def predict(
+        self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
+        """Labels and probabilities of images in 0..255, light ink on a dark ground.
+
+        With `shifts` the probabilities are means over the image moved by up to that many pixels each way.
+        """
+        probabilities = np.exp(self.log_probabilities(images, shifts=shifts))
+        return probabilities.argmax(-1), probabilities
+
+    def log_probabilities(self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
+        """Natural logarithms of the probabilities that `predict` returns."""
+        images = np.asarray(images)
+        size = min(BATCH, max(len(images), 1))
+        batches = np.pad(images, ((0, -len(images) % size), (0, 0), (0, 0))).reshape(-1, size, *images.shape[1:])
+        results = [self._compiled(self.variables, batch, shifts=shifts) for batch in batches]
+        return np.concatenate([np.asarray(result) for result in results] or [np.zeros((0, 10), np.float32)])[
+            : len(images)
+        ]
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        def log_probabilities(variables: Any, images: Array, *, shifts: int) -> Array:
+            def one(image: Array) -> Array:
+                logits: Any = self.model.apply(variables, self.normalization(image))
+                return jax.nn.log_softmax(logits)
+
+            steps = range(-shifts, shifts + 1)
+            moved = [_shift(images, down, right) for down in steps for right in steps]
+            return jax.nn.logsumexp(jnp.stack([one(image) for image in moved]), axis=0) - jnp.log(len(moved))
+
+        return jax.jit(log_probabilities, static_argnames="shifts", compiler_options=cpu_compiler_options())
+
+
+def _shift(images: UInt8[Array, "n h w"], down: int, right: int) -> UInt8[Array, "n h w"]:
+    """Images moved by whole pixels, zeros following."""
+    height, width = images.shape[1:]
+    size = max(abs(down), abs(right))
+    padded = jnp.pad(images, ((0, 0), (size, size), (size, size)))
+    return padded[:, size - down : size - down + height, size - right : size - right + width]
+
+
+def load(path: str | Path | None = None) -> Classifier:
+    """The classifier in a run directory, its `best` directory or a safetensors file; by default the shipped one.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    from mnist_flax import checkpoint, weights
+
+    if path is None:
+        return Classifier(*weights.load(PRETRAINED))
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run directory, its best directory or a safetensors file")
+    return Classifier(*(checkpoint.load_variables(path) if path.is_dir() else weights.load(path)))
+
+
+def load_pretrained() -> tuple[MNISTNet, dict[str, Any], Normalization]:
+    """The shipped network as `(model, variables, normalization)`.
+
+    `model.apply(variables, normalization(images))` maps images `(n, 28, 28)` in 0..255 to logits `(n, 10)`.
+    """
+    network = load()
+    return network.model, network.variables, network.normalization

@@ -1,0 +1,52 @@
+"""A trained network as one small file: safetensors, with what one needs to know about it (its card) in the header."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from mnist_flax.errors import UserError
+
+_CARD = "card"  # the header's one entry, as JSON
+
+
+def save(path: Path, variables: dict[str, Any], card: dict[str, Any]) -> None:
+    """Write `{"params", "batch_stats"}` and their card; tensors are named like "params/block1/conv/kernel"."""
+    from safetensors.numpy import save_file
+
+    # safetensors writes an array's memory as it lies, whatever its strides.
+    contiguous = jax.tree.map(np.ascontiguousarray, jax.device_get(variables))
+    tensors: Any = traverse_util.flatten_dict(contiguous, sep="/")
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={_CARD: json.dumps(card)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables and card of a file that `save` wrote.
+
+    Raises:
+        UserError: it is not such a file, or not this network's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from mnist_flax.model import init_variables
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
+            card = json.loads((file.metadata() or {}).get(_CARD, "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a safetensors file ({error})") from error
+    expected: Any = traverse_util.flatten_dict(jax.eval_shape(init_variables, jax.random.key(0)), sep="/")
+    shapes, expected_shapes = ({name: x.shape for name, x in tree.items()} for tree in (tensors, expected))
+    if shapes != expected_shapes or not isinstance(card, dict):
+        wrong = sorted(set(shapes.items()) ^ set(expected_shapes.items()))
+        raise UserError(f"{path} does not hold this network with its card ({wrong[0] if wrong else 'no card'})")
+    return traverse_util.unflatten_dict(tensors, sep="/"), card
