@@ -2,13 +2,26 @@
 
 import argparse
 import functools
+import importlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
     """Something the user can put right. The message says what is wrong and what to do."""
+
+
+def require(package: str, purpose: str) -> Any:
+    """An optional package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"{package} is needed {purpose}: pip install {package}") from error
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -41,6 +41,28 @@ def golden():
     return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
 
 
+@pytest.fixture(scope="session")
+def golden_weights(golden):
+    """Variables of a network that the PyTorch reference trained."""
+    from mnist_flax import interop
+
+    return interop.from_pytorch(state_dict(golden("forward"), "weights/"))
+
+
+@pytest.fixture(scope="session")
+def card():
+    """What goes with them, as a run on `digits` would say it."""
+    from mnist_flax.config import Config
+
+    return {
+        "dataset": "digits",
+        "class_names": [str(digit) for digit in range(10)],
+        "normalization": {"mean": 0.1307, "std": 0.3081},
+        "config": {**Config().to_json(), "val_size": 119},
+        "val_accuracy": 0.5,
+    }
+
+
 def state_dict(arrays: dict, prefix: str) -> dict:
     """The entries `prefix/...` of a golden file, as a PyTorch state dict."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

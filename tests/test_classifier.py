@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import subprocess
 import sys
@@ -7,44 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import state_dict
 
 import mnist_flax
-from mnist_flax import evaluate, interop, weights
+from mnist_flax import evaluate, weights
 from mnist_flax.classifier import Classifier
-from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 
-CARD = {
-    "dataset": "digits",
-    "class_names": [str(digit) for digit in range(10)],
-    "normalization": {"mean": 0.1307, "std": 0.3081},
-    "config": dataclasses.replace(Config(), val_size=119).to_json(),
-    "val_accuracy": 0.5,
-}
 IMAGES = np.random.RandomState(0).randint(0, 256, (30, 28, 28)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def variables(golden):
-    return interop.from_pytorch(state_dict(golden("forward"), "weights/"))
-
-
-@pytest.fixture(scope="module")
-def file(variables, tmp_path_factory):
+def file(golden_weights, card, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "network.safetensors"
-    weights.save(path, variables, CARD)
+    weights.save(path, golden_weights, card)
     return path
 
 
-def test_weights_come_back_as_they_were(file, variables):
-    loaded, card = weights.load(file)
-    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    assert card == CARD
+def test_weights_come_back_as_they_were(file, golden_weights, card):
+    loaded, loaded_card = weights.load(file)
+    jax.tree.map(np.testing.assert_array_equal, loaded, golden_weights)
+    assert loaded_card == card
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_files_that_are_not_this_network_are_refused(file, tmp_path):
+def test_files_that_are_not_this_network_are_refused(file, card, tmp_path):
     for name, content in (("empty", b""), ("text", b"hello" * 100), ("cut", file.read_bytes()[:-1000])):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
@@ -52,7 +37,7 @@ def test_files_that_are_not_this_network_are_refused(file, tmp_path):
             mnist_flax.load(path)
     other = jax.tree.map(lambda x: x, weights.load(file)[0])
     other["params"]["block1"]["conv"]["kernel"] = np.zeros((3, 3, 1, 9), np.float32)
-    weights.save(tmp_path / "other.safetensors", other, CARD)
+    weights.save(tmp_path / "other.safetensors", other, card)
     with pytest.raises(UserError, match="does not hold this network"):
         mnist_flax.load(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not exist"):
@@ -91,9 +76,9 @@ def test_evaluate_counts_as_scikit_learn_does(file, monkeypatch):
     assert evaluate.evaluate(file, None, "train", None, 0)[0]["num_examples"] == 1319
 
 
-def test_validation_split_of_a_run_that_had_none(variables, tmp_path):
-    card = {**CARD, "config": {**CARD["config"], "val_size": 0}}
-    weights.save(tmp_path / "w.safetensors", variables, card)
+def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path):
+    card = {**card, "config": {**card["config"], "val_size": 0}}
+    weights.save(tmp_path / "w.safetensors", golden_weights, card)
     with pytest.raises(UserError, match="held no images out"):
         evaluate.evaluate(tmp_path / "w.safetensors", None, "validation", None, 0)
 
