@@ -1,7 +1,7 @@
-"""`python -m benchmarks.recipes RUN...`: compares finished runs by their summaries, as a Markdown table.
+"""`python -m benchmarks.tables recipes|results RUN...`: finished runs side by side, from their summaries, in Markdown.
 
-The first run is what the others are compared with. Only validation accuracy is shown: recipes are chosen here, and the
-test set has no part in that.
+`recipes` compares them with the first by validation accuracy alone: recipes are chosen there, and the test set has no
+part in that. `results` reports test accuracy.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     return f"{statistics.mean(pairs):+.3f} ± {margin:.3f}"
 
 
-def table(runs: list[Path]) -> str:
-    """The table as Markdown."""
+def recipes(runs: list[Path]) -> str:
+    """What differs from the first run, and what it gives on the validation split."""
     loaded = [read(run) for run in runs]
     first, first_summary = loaded[0]
     shown = [name for name in first if name not in _NOT_SHOWN]
@@ -65,14 +65,39 @@ def table(runs: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def results(runs: list[Path]) -> str:
+    """Test accuracy of each run's networks."""
+    lines = [
+        "| preset | epochs | test accuracy, mean ± standard deviation | seeds | each seed, % | their ensemble | selected on "
+        "| training, a seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for config, summary in map(read, runs):
+        each = [100 * result["test_accuracy"] for result in summary.get("seeds", [summary])]
+        spread = f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""
+        ensemble = f"{summary['ensemble']['test_accuracy']:.2%}" if "ensemble" in summary else "–"
+        split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
+        lines.append(
+            f"| `{summary['preset']}` | {summary['epochs_run']} | {statistics.mean(each):.2f}{spread} % | {len(each)} "
+            f"| {', '.join(f'{accuracy:.2f}' for accuracy in each)} | {ensemble} | {split} "
+            f"| {summary['train_seconds'] / len(each):.0f} s |"
+        )
+    return "\n".join(lines)
+
+
 @command
 def main() -> None:
     """The command line."""
+    tables = {"recipes": recipes, "results": results}
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recipes", description="Compare finished runs by validation accuracy, in Markdown."
+        prog="python -m benchmarks.tables", description="Finished runs side by side, in Markdown."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory; the first is the baseline")
-    print(table(parser.parse_args().runs))
+    parser.add_argument("table", choices=tables)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directory; `recipes`: first the baseline"
+    )
+    options = parser.parse_args()
+    print(tables[options.table](options.runs))
 
 
 if __name__ == "__main__":
