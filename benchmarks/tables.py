@@ -67,11 +67,9 @@ def recipes(runs: list[Path]) -> str:
 
 def results(runs: list[Path]) -> str:
     """Test accuracy of each run's networks."""
-    lines = [
-        "| preset | epochs | test accuracy, mean ± standard deviation | seeds | each seed, % | their ensemble | selected on "
-        "| training, a seed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = "preset", "epochs", "test accuracy, mean ± standard deviation", "seeds", "each seed, %", "their ensemble"
+    columns += "selected on", "training, a seed"
+    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(["---"] * len(columns)) + " |"]
     for config, summary in map(read, runs):
         each = [100 * result["test_accuracy"] for result in summary.get("seeds", [summary])]
         spread = f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mnist_flax.errors import UserError
@@ -96,7 +97,9 @@ def _load(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     checkpoints = Checkpoints(best)
     try:
-        restored = checkpoints.restore(like=init_variables(jax.random.key(0)))
+        # Only the shapes are wanted: to compile the initialisation takes 12 s.
+        shapes = jax.eval_shape(init_variables, jax.random.key(0))
+        restored = checkpoints.restore(like=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     finally:
         checkpoints.close()
     if restored is None:

@@ -263,7 +263,14 @@ def to_mnist_geometry(ink: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 2
 
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    ink = np.asarray(ndimage.zoom(ink, 20 / max(ink.shape), order=1, mode="grid-constant", grid_mode=True))
+    enlarged = ndimage.zoom(ink, 20 / max(ink.shape), order=1, mode="grid-constant", grid_mode=True)
+    return centred_by_mass(np.asarray(enlarged))
+
+
+def centred_by_mass(ink: Shaped[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
+    """Ink in 0..1 of at most 28×28 pixels with its centre of mass in the middle of 28×28, as near as it fits."""
+    from scipy import ndimage
+
     centre: Any = ndimage.center_of_mass(ink)
     corners = (round(SIDE / 2 - 0.5 - mass) for mass in centre)
     top, left = (min(max(corner, 0), SIDE - size) for corner, size in zip(corners, ink.shape, strict=True))

@@ -113,6 +113,9 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 <= options.shifts <= 3:
         raise UserError(f"--shifts is {options.shifts}; it must be between 0 and 3")
+    from mnist_flax.mesh import use_compilation_cache
+
+    use_compilation_cache()
     figures, _, _ = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts)
     print(json.dumps(figures) if options.json else describe(figures))
 

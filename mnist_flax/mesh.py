@@ -4,6 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,6 +64,20 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
     shape = max(shapes, key=lambda shape: (math.prod(shape), shape))
     devices = jax.devices()[: math.prod(shape)]
     return jax.make_mesh(shape, (REPLICA, DATA), (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, so that the next start does not compile; does nothing where it may not."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(directory, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up to seconds
 
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:

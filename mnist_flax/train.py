@@ -70,11 +70,11 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
     import jax
 
     from mnist_flax import data
-    from mnist_flax.mesh import make_mesh
+    from mnist_flax.mesh import make_mesh, use_compilation_cache
     from mnist_flax.trainer import Trainer
 
     if not config.no_compilation_cache:
-        _use_compilation_cache()
+        use_compilation_cache()
     if config.distributed:
         jax.distributed.initialize()
     dataset = data.load(config.dataset, config.data_dir, config.val_size)
@@ -112,22 +112,6 @@ def _require_writable(workdir: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another") from error
-
-
-def _use_compilation_cache() -> None:
-    """Keep compiled programs between runs, so that the next start does not compile; does nothing where it may not."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        if not os.access(directory, os.W_OK):
-            return
-        jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up to seconds
 
 
 def _delete_run(workdir: Path) -> None:
