@@ -59,6 +59,13 @@ class Classifier:
         nothing = np.zeros((0, len(self.class_names)), np.float32)
         return np.concatenate([nothing, *results])[: len(images)]
 
+    def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
+        """What each block of the network puts out, by its name."""
+        inputs = self.normalization(jnp.asarray(images))
+        _, state = jax.jit(functools.partial(self.model.apply, capture_intermediates=True))(self.variables, inputs)
+        intermediates: Any = state["intermediates"]
+        return {name: np.asarray(node["__call__"][0]) for name, node in intermediates.items() if isinstance(node, dict)}
+
     @functools.cached_property
     def _compiled(self) -> Any:
         def log_probabilities(variables: Any, images: Array, *, shifts: int) -> Array:

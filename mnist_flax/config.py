@@ -102,6 +102,9 @@ class Config:
     """Compile anew instead of keeping XLA's programs in the user's cache directory ($JAX_COMPILATION_CACHE_DIR, else
     $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax)."""
 
+    no_report: bool = simple_parsing.field(default=False, action="store_true")
+    """Do not draw `report/report.html` at the end."""
+
     overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""
 
@@ -145,6 +148,14 @@ class Config:
         values = dataclasses.asdict(self)
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """Inverse of `to_json`; what is missing has its default, what another version wrote beside it is ignored."""
+        known = {field.name for field in dataclasses.fields(cls)} & set(values)
+        arguments: dict[str, Any] = {name: values[name] for name in known}
+        paths = {name: Path(arguments[name]) for name in ("workdir", "data_dir") if arguments.get(name)}
+        return cls(**{**arguments, **paths})
+
 
 PRESETS = {
     "default": Config(),
@@ -164,7 +175,8 @@ PRESETS = {
 }
 
 # What may change between the runs that share a run directory: where things are, not what is computed.
-_NOT_COMPARED = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "overwrite"}
+_NOT_COMPARED = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache"}
+_NOT_COMPARED |= {"no_report", "overwrite"}
 
 
 def _flag(name: str) -> str:

@@ -22,13 +22,21 @@ EVALUATION_BATCH = 1000
 RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
+def augmentation_of(config: Config) -> Augmentation:
+    """What `config` says about augmentation."""
+    scale = config.scale_min, config.scale_max
+    return Augmentation(config.rotation, config.translation, scale, config.stretch, config.slant)
+
+
 def step_options(config: Config, normalization: Normalization, total_steps: int) -> StepOptions:
     """What `config` says about a step."""
-    augmentation = Augmentation(
-        config.rotation, config.translation, (config.scale_min, config.scale_max), config.stretch, config.slant
-    )
     return StepOptions(
-        config.batch_size, normalization, augmentation, config.label_smoothing, total_steps, config.augmentation_fade
+        batch_size=config.batch_size,
+        normalization=normalization,
+        augmentation=augmentation_of(config),
+        label_smoothing=config.label_smoothing,
+        total_steps=total_steps,
+        fade=config.augmentation_fade,
     )
 
 

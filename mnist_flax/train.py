@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {"epochs": 10, "patience": 5}
 # 1,319 training images take more epochs, and 119 validation images tell them apart less often.
 DEFAULTS_FOR: dict[str, dict[str, Any]] = {"digits": {"epochs": 60, "patience": 20}}
 OWN_FILES = (
-    *("config.json", "metrics.jsonl", "summary.json", "best", "last", "hparams"),
+    *("config.json", "metrics.jsonl", "summary.json", "best", "last", "hparams", "report"),
     *("events.out.tfevents.*", "seed-[0-9]*"),
 )
 
@@ -101,7 +101,12 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
                 "--workdir, or pass --overwrite to train again."
             )
             return finished
-    return Trainer(config, dataset, mesh, interruption or Interruption()).run()
+    summary = Trainer(config, dataset, mesh, interruption or Interruption()).run()
+    if jax.process_index() == 0 and not config.no_report:
+        from mnist_flax.report import report
+
+        print(f"Pictures: {report([config.workdir], config.workdir / 'report', config.data_dir)}")
+    return summary
 
 
 def _require_writable(workdir: Path) -> None:

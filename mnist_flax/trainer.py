@@ -173,8 +173,8 @@ class Trainer:
                 epoch + 1,
                 self.epochs,
                 num_steps * self.config.batch_size,
-                totals.loss[running].mean() / done,
-                totals.correct[running].mean() / (done * self.config.batch_size),
+                float(totals.loss[running].mean()) / done,
+                float(totals.correct[running].mean()) / (done * self.config.batch_size),
             )
             if done < self.steps_per_epoch:
                 self._stop_if_asked()
@@ -184,7 +184,7 @@ class Trainer:
         for i in np.flatnonzero(running):
             replica = self.replicas[i]
             one: Totals = jax.tree.map(lambda x, i=i: x[i], totals)
-            row = self._row(epoch + 1, one, figures.losses[i], figures.accuracies[i], int(running.sum()))
+            row = self._row(epoch + 1, one, float(figures.losses[i]), float(figures.accuracies[i]), int(running.sum()))
             replica.history.append(row)
             if best_epoch(replica.history) == row["epoch"]:
                 ours = jax.tree.map(lambda x, i=i: x[i], variables)
@@ -318,8 +318,8 @@ class Trainer:
             "step": step,
             "train_loss": float(totals.loss) / self.steps_per_epoch,
             "train_accuracy": int(totals.correct) / images,
-            "val_loss": float(val_loss),
-            "val_accuracy": float(val_accuracy),
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
             "selection_split": self.dataset.selection_split,
             "learning_rate": float(self.learning_rate(jnp.int32(step - 1))),
             "grad_norm": float(totals.grad_norm) / self.steps_per_epoch,

@@ -1,6 +1,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,12 @@ def test_impossible_values_are_refused_in_one_sentence(arguments, message):
         parse(arguments)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_json_round_trip():
+    config = Config(seed=3, data_dir=Path("data"), val_size=7)
+    assert Config.from_json({**config.to_json(), "of another version": 1}) == config
+    assert Config.from_json({}) == Config()
 
 
 def test_a_changed_configuration_is_spelled_out():

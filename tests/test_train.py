@@ -23,7 +23,7 @@ TIMES = {"time", "seconds", "images_per_second"}
 
 def start(*arguments, **options):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-W", "error", "-m", "mnist_flax.train", *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-m", "mnist_flax.train", "--no-report", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**environment, **options.pop("env", {})}, **pipes, **options)
 
