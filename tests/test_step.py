@@ -10,7 +10,7 @@ from conftest import state_dict
 
 from mnist_flax import interop, programs
 from mnist_flax.augment import Augmentation
-from mnist_flax.config import Config
+from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.mesh import make_mesh, to_host
 from mnist_flax.model import MNISTNet, init_variables
@@ -83,7 +83,7 @@ def test_golden_trajectory_in_float32(golden):
 
 
 def test_step_is_pure():
-    state = new_state(init_variables(jax.random.key(0)), axis_name=None)
+    state = new_state(jax.jit(init_variables)(jax.random.key(0)), axis_name=None)
     batch = Batch(jnp.asarray(NORMALIZATION(EXAMPLES.images[:8])), jnp.asarray(EXAMPLES.labels[:8]))
     step = jax.jit(functools.partial(train_step, label_smoothing=0.1))
     (first, first_metrics), (second, second_metrics) = step(state, batch), step(state, batch)
@@ -93,7 +93,7 @@ def test_step_is_pure():
 
 
 def test_loss_is_smoothed_cross_entropy():
-    state = new_state(init_variables(jax.random.key(0)), axis_name=None)
+    state = new_state(jax.jit(init_variables)(jax.random.key(0)), axis_name=None)
     images, labels = jnp.asarray(NORMALIZATION(EXAMPLES.images[:8])), EXAMPLES.labels[:8]
     _, metrics = train_step(state, Batch(images, jnp.asarray(labels)), label_smoothing=0.1)
     logits, _ = state.apply_fn(state.variables, images, train=True, mutable=["batch_stats"])
@@ -102,20 +102,28 @@ def test_loss_is_smoothed_cross_entropy():
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+@functools.cache
+def programs_for(num_devices, num_seeds, max_lr):
+    """What need not be compiled anew for every test."""
+    mesh = make_mesh(24, num_devices, num_seeds)
+    training = Training(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
+    return mesh, training, make_optimizer("adam", 12, max_lr, clip_norm=1.0)
+
+
 def run(num_devices, chunks, max_lr=0.01, seeds=(0,)):
     """Train in batches of 24 on `num_devices` for the given chunks of steps, as the trainer does, in float64.
 
     In float32 a sum's order matters: Adam magnifies where a gradient is nearly zero, some fivefold a step.
     """
+
+    def to_float64(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+
     with jax.enable_x64(True):
-        mesh = make_mesh(24, num_devices, len(seeds))
-        training = Training(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
-        state = create_states(np.array(seeds, np.uint32), mesh, Config(max_lr=max_lr), total_steps=12)
-        state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
-        totals = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, zero_totals(len(seeds), mesh)
-        )
-        order = training.order(state)
+        mesh, training, tx = programs_for(num_devices, len(seeds), max_lr)
+        state = create_states(np.array(seeds, np.uint32), mesh, PRESETS["reference"], total_steps=12)
+        state = to_float64(state).replace(tx=tx)
+        totals, order = to_float64(zero_totals(len(seeds), mesh)), training.order(state)
         for chunk in chunks:
             state, totals = training(state, totals, order, np.broadcast_to(np.int32(chunk), len(seeds)))
         return to_host((state.variables, totals, state.step))
@@ -177,7 +185,7 @@ def test_augmentation_fades_to_nothing():
 
 
 def test_epochs_have_different_orders_that_are_permutations():
-    state = new_state(init_variables(jax.random.key(0)))
+    state = new_state(jax.jit(init_variables)(jax.random.key(0)))
     order = functools.partial(epoch_order, num_examples=100, steps_per_epoch=4)
     first, same, second = (order(state.replace(step=jnp.int32(step))) for step in (0, 3, 4))
     assert sorted(first.tolist()) == list(range(100))
@@ -203,7 +211,7 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypat
 
 @pytest.mark.parametrize("num_devices", [1, 3, 6])
 def test_evaluation_of_several_replicas_and_their_ensemble(num_devices):
-    variables = jax.vmap(init_variables)(jax.random.split(jax.random.key(3), 3))
+    variables = jax.jit(jax.vmap(init_variables))(jax.random.split(jax.random.key(3), 3))
     evaluate = Evaluation(make_mesh(24, num_devices, 3), NORMALIZATION)
     figures = evaluate(variables, evaluate.batches(EXAMPLES))
     images = jnp.asarray(NORMALIZATION(EXAMPLES.images))
