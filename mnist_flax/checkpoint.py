@@ -85,10 +85,10 @@ def load_variables(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: there is no checkpoint, or it does not fit the network.
     """
-    candidates = [directory] if directory.name == "best" else [directory / "best", *directory.glob("seed-*/best")]
-    found = [_load(best) for best in candidates if best.is_dir()]
-    if not found:
-        raise UserError(f"{directory} holds no checkpoint ({candidates[0]} does not exist)")
+    candidates = [best for best in (directory / "best", *directory.glob("seed-*/best")) if best.is_dir()]
+    if not candidates and directory.name != "best":
+        raise UserError(f"{directory} holds no checkpoint ({directory / 'best'} does not exist)")
+    found = [_load(best) for best in candidates or [directory]]
     return max(found, key=lambda loaded: (loaded[1]["val_accuracy"], -loaded[1]["val_loss"]))
 
 

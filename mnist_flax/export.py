@@ -70,9 +70,9 @@ def _write_pytorch(network: Classifier, path: Path) -> Run:
         torch = require("torch", f"to write a {path.suffix} file (or name it .safetensors, which needs no PyTorch)")
         torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, path)
     else:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({name: np.ascontiguousarray(value) for name, value in state_dict.items()}, path)
+        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in state_dict.items()}))
     return logits_of(Classifier(interop.from_pytorch(read_state_dict(path)), network.card))
 
 

@@ -15,14 +15,14 @@ _CARD = "card"  # the header's one entry, as JSON
 
 def save(path: Path, variables: dict[str, Any], card: dict[str, Any]) -> None:
     """Write `{"params", "batch_stats"}` and their card; tensors are named like "params/block1/conv/kernel"."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     # safetensors writes an array's memory as it lies, whatever its strides.
     contiguous = jax.tree.map(np.ascontiguousarray, jax.device_get(variables))
     tensors: Any = traverse_util.flatten_dict(contiguous, sep="/")
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        save_file(tensors, temporary, metadata={_CARD: json.dumps(card)})
+        temporary.write_bytes(to_bytes(tensors, metadata={_CARD: json.dumps(card)}))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
