@@ -49,8 +49,8 @@ def recipes(runs: list[Path]) -> str:
     first, first_summary = loaded[0]
     shown = [name for name in first if name not in _NOT_SHOWN]
     lines = [
-        "| recipe | seeds | validation accuracy, % | paired difference to the first | training s a seed |",
-        "| --- | --- | --- | --- | --- |",
+        "| recipe | seeds | validation accuracy, % | paired difference to the first |",
+        "| --- | --- | --- | --- |",
     ]
     for i, (config, summary) in enumerate(loaded):
         differing = shown if i == 0 else [name for name in shown if config.get(name) != first.get(name)]
@@ -59,8 +59,7 @@ def recipes(runs: list[Path]) -> str:
         spread = f" ± {statistics.stdev(ours.values()):.3f}" if len(ours) > 1 else ""
         lines.append(
             f"| {recipe} | {len(ours)} | {statistics.mean(ours.values()):.3f}{spread} "
-            f"| {difference(ours, accuracies(first_summary)) if i else '–'} "
-            f"| {summary['train_seconds'] / len(ours):.0f} |"
+            f"| {difference(ours, accuracies(first_summary)) if i else '–'} |"
         )
     return "\n".join(lines)
 
@@ -68,7 +67,7 @@ def recipes(runs: list[Path]) -> str:
 def results(runs: list[Path]) -> str:
     """Test accuracy of each run's networks."""
     columns = "preset", "epochs", "test accuracy, mean ± standard deviation", "seeds", "each seed, %", "their ensemble"
-    columns += "selected on", "training, a seed"
+    columns += ("selected on",)
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(["---"] * len(columns)) + " |"]
     for config, summary in map(read, runs):
         each = [100 * result["test_accuracy"] for result in summary.get("seeds", [summary])]
@@ -77,8 +76,7 @@ def results(runs: list[Path]) -> str:
         split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
         lines.append(
             f"| `{summary['preset']}` | {summary['epochs_run']} | {statistics.mean(each):.2f}{spread} % | {len(each)} "
-            f"| {', '.join(f'{accuracy:.2f}' for accuracy in each)} | {ensemble} | {split} "
-            f"| {summary['train_seconds'] / len(each):.0f} s |"
+            f"| {', '.join(f'{accuracy:.2f}' for accuracy in each)} | {ensemble} | {split} |"
         )
     return "\n".join(lines)
 
