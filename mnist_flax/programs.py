@@ -75,12 +75,14 @@ class Training:
         ordered = functools.partial(epoch_order, num_examples=num_examples, steps_per_epoch=self.steps_per_epoch)
         self.order: Any = compile_per_device(functools.partial(each_replica, ordered), mesh, BY_REPLICA, BY_REPLICA)
 
-        def steps(state: TrainState, totals: Totals, order: Array, num_steps: Array, examples: Examples) -> Any:
+        def train_replicas(
+            state: TrainState, totals: Totals, order: Array, num_steps: Array, examples: Examples
+        ) -> Any:
             one = functools.partial(train_steps, examples=examples, options=options)
             return each_replica(one, state, totals, order, num_steps)
 
         specs = BY_REPLICA, BY_REPLICA, BY_REPLICA, BY_REPLICA, EVERYWHERE
-        self._steps: Any = compile_per_device(steps, mesh, specs, (BY_REPLICA, BY_REPLICA), donate=(0, 1))
+        self._steps: Any = compile_per_device(train_replicas, mesh, specs, (BY_REPLICA, BY_REPLICA), donate=(0, 1))
 
     def compile(self, state: TrainState, totals: Totals) -> None:
         """Compile ahead of the first call; these arguments are left alone."""

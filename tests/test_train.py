@@ -188,8 +188,8 @@ def test_mistakes_are_answered_in_one_sentence(tmp_path):
     assert "--batch-size 2000 is more than the 1319" in refused(
         *DIGITS, "--batch-size", 2000, "--workdir", tmp_path / "a"
     )
-    assert "cannot be divided evenly among 8 devices" in refused(
-        *DIGITS, "--num-devices", 8, "--workdir", tmp_path / "b"
+    assert "cannot be divided evenly among 7 devices" in refused(
+        *DIGITS, "--num-devices", 7, "--workdir", tmp_path / "b"
     )
     assert "invalid choice: 'cifar'" in refused("--dataset", "cifar", "--workdir", tmp_path / "c")
 
@@ -228,7 +228,7 @@ def test_compiled_programs_are_kept_unless_told_not_to(tmp_path):
     assert not (tmp_path / "cache").exists()
     assert train(*arguments, "--workdir", tmp_path / "b", env=cache)[0] == 0
     programs = {path.name for path in (tmp_path / "cache/mnist_flax").iterdir() if path.name.endswith("-cache")}
-    assert any("train_steps" in name for name in programs)
+    assert any("train_replicas" in name for name in programs)
     assert train(*arguments, "--workdir", tmp_path / "c", env=cache)[0] == 0
     after = {path.name for path in (tmp_path / "cache/mnist_flax").iterdir() if path.name.endswith("-cache")}
     assert after == programs
