@@ -335,7 +335,8 @@ class Trainer:
             "class_names": list(self.dataset.class_names),
             "normalization": self.normalization._asdict(),
             "seed": seed,
-            "config": self.config.to_json(),
+            # Without where it lay: a network travels, and directories are nobody else's business.
+            "config": {name: v for name, v in self.config.to_json().items() if name not in {"workdir", "data_dir"}},
             **{name: row[name] for name in ("epoch", "step", "val_accuracy", "val_loss", "selection_split")},
         }
 
