@@ -5,6 +5,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -30,6 +31,15 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise UserError(f"{message}; {self.prog} --help lists the options")
+
+    def add_checkpoint(self) -> None:
+        """The argument `checkpoint`: what `classifier.load` takes."""
+        self.add_argument(
+            "checkpoint",
+            nargs="?",
+            type=Path,
+            help="run directory, its best directory, or safetensors file; default: the shipped weights",
+        )
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

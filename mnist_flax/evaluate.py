@@ -97,12 +97,7 @@ def main() -> None:
         description="Measure a trained network: accuracy, loss, calibration, every class.",
         epilog="example: python -m mnist_flax.evaluate runs/mnist_training --split test",
     )
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=Path,
-        help="run directory, its best directory, or safetensors file; default: the shipped weights",
-    )
+    parser.add_checkpoint()
     parser.add_argument("--dataset", choices=DATASETS, help="default: the one the network was trained on")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")

@@ -18,11 +18,15 @@ Logits = Float[np.ndarray, "n classes"]
 Run = Callable[[UInt8[np.ndarray, "n 28 28"]], Logits]
 
 
-def logits_of(network: Classifier) -> Run:
-    """The Flax model as a function from images to logits."""
+def _compiled(network: Classifier) -> Any:
     import jax
 
-    compiled = jax.jit(lambda images: network.model.apply(network.variables, network.normalization(images)))
+    return jax.jit(lambda images: network.model.apply(network.variables, network.normalization(images)))
+
+
+def logits_of(network: Classifier) -> Run:
+    """The Flax model as a function from images to logits."""
+    compiled = _compiled(network)
     return lambda images: np.asarray(compiled(images))
 
 
@@ -106,9 +110,8 @@ def _write_stablehlo(network: Classifier, path: Path) -> Run:
     import jax.numpy as jnp
     from jax import export as jax_export
 
-    function = jax.jit(lambda images: network.model.apply(network.variables, network.normalization(images)))
     images = jax.ShapeDtypeStruct(jax_export.symbolic_shape("n, 28, 28"), jnp.uint8)
-    exported = jax_export.export(function, platforms=("cpu", "cuda", "tpu"))(images)
+    exported = jax_export.export(_compiled(network), platforms=("cpu", "cuda", "tpu"))(images)
     path.write_bytes(exported.serialize())
     loaded = jax_export.deserialize(bytearray(path.read_bytes()))
     return lambda images: np.asarray(loaded.call(images))
@@ -194,12 +197,7 @@ def main() -> None:
         "images (n, 28, 28) and return logits (n, 10).",
         epilog="example: python -m mnist_flax.export runs/mnist_training --format onnx --output mnist.onnx",
     )
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=Path,
-        help="run directory, its best directory, or safetensors file; default: the shipped weights",
-    )
+    parser.add_checkpoint()
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     options = parser.parse_args()

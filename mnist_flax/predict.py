@@ -116,11 +116,11 @@ def main() -> None:
     network, failed = load(options.checkpoint), 0
     for path in find_files(options.images):
         result, pixels = answer(network, path)
-        failed += result["verdict"] == "unreadable"
+        unreadable = result["verdict"] == "unreadable"
+        failed += unreadable
         if options.json:
             print(json.dumps(result), flush=True)
             continue
-        unreadable = result["verdict"] == "unreadable"
         print(describe(result), file=sys.stderr if unreadable else sys.stdout, flush=True)
         if options.show_input and pixels is not None:
             print(in_blocks(pixels))

@@ -75,14 +75,14 @@ def pictures(checkpoint: Path, data_dir: Path | None) -> tuple[dict[str, "Figure
     examples = np.repeat(images[:8], 8, axis=0)
     augmented = np.asarray(warp(jax.random.key(0), examples, augmentation))
     one_each = images[[int(np.flatnonzero(labels == label)[0]) for label in range(len(network.class_names))]]
-    maps = {name: network.activations(one_each)[name] for name in BLOCKS}
+    outputs = network.activations(one_each)
     return {
         "Confusion matrix": plots.confusion(np.array(figures["confusion_matrix"]), network.class_names),
         "Reliability": plots.reliability_diagram(labels, log_probabilities),
         "Misclassified test images": plots.misclassified(images, labels, log_probabilities, network.class_names),
         "Augmentation": plots.image_grid(augmented.round().astype(np.uint8)),
         "First-layer filters": plots.filters(np.asarray(network.variables["params"]["block1"]["conv"]["kernel"])),
-        "Activations": plots.activations(maps, one_each),
+        "Activations": plots.activations({name: outputs[name] for name in BLOCKS}, one_each),
     }, evaluate.describe(figures)
 
 
