@@ -105,6 +105,12 @@ class Config:
     no_report: bool = simple_parsing.field(default=False, action="store_true")
     """Do not draw `report/report.html` at the end."""
 
+    checkpoint_every_seconds: float = 60.0
+    """Also checkpoint within an epoch, this long after the last checkpoint; what is killed loses no more."""
+
+    debug_nans: bool = simple_parsing.field(default=False, action="store_true")
+    """When a loss or gradient is not finite, repeat the step operation by operation and say which one it was."""
+
     overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""
 
@@ -137,6 +143,7 @@ class Config:
                 self.target_accuracy is None or 0 < self.target_accuracy <= 1,
                 "a fraction, e.g. 0.994",
             ),
+            ("checkpoint_every_seconds", self.checkpoint_every_seconds > 0, "a positive number"),
             ("num_devices", self.num_devices is None or self.num_devices >= 1, "at least 1"),
         ]
         for name, valid, requirement in rules:
@@ -176,7 +183,7 @@ PRESETS = {
 
 # What may change between the runs that share a run directory: where things are, not what is computed.
 _NOT_COMPARED = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache"}
-_NOT_COMPARED |= {"no_report", "overwrite"}
+_NOT_COMPARED |= {"no_report", "overwrite", "checkpoint_every_seconds", "debug_nans"}
 
 
 def _flag(name: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,10 +44,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Turn expected failures of a command's `main` into a sentence and an exit status."""
+    """Turn expected failures of a command's `main` into a sentence and an exit status, and warnings into sentences."""
 
     @functools.wraps(main)
     def wrapped() -> None:
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         try:
             main()
         except UserError as error:

@@ -92,6 +92,12 @@ def to_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def wait_for_all(name: str) -> None:
+    """Return when every process of the job has come here; `name` says where that is."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def split_batches(examples: Examples, batch_size: int, mesh: Mesh) -> Examples:
     """A split as `evaluate` takes it: `(batches, batch_size, ...)`, each over DATA, the last one padded."""
     num_shares = mesh.shape[DATA]

@@ -161,6 +161,31 @@ def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -
     return jax.random.permutation(jax.random.fold_in(shuffle_key, state.step // steps_per_epoch), num_examples)
 
 
+def next_batch(
+    state: TrainState,
+    order: Int[Array, " n"],
+    first: Int[Any, ""] | int,
+    size: int,
+    *,
+    examples: Examples,
+    options: StepOptions,
+) -> Batch:
+    """Of the batch of the state's next step the `size` images from `first` on, augmented and normalised.
+
+    The last batch of an epoch is filled up from the epoch's start, so that every image is seen and every batch is full.
+    """
+    num_examples = examples.labels.shape[0]
+    steps_per_epoch = -(-num_examples // options.batch_size)
+    position = state.step % steps_per_epoch * options.batch_size + first + jnp.arange(size)
+    chosen = order[position % num_examples]
+    # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
+    _, warp_key = jax.random.split(state.key)
+    key, side = jax.random.fold_in(warp_key, state.step), examples.images.shape[1]
+    transforms = draw_transforms(key, options.batch_size, side, options.augmentation, options.strength(state.step))
+    images = warp(examples.images[chosen], lax.dynamic_slice_in_dim(transforms, first, size))
+    return Batch(options.normalization(images), examples.labels[chosen])
+
+
 def train_steps(
     state: TrainState,
     totals: Totals,
@@ -173,25 +198,12 @@ def train_steps(
     """Up to `num_steps` steps within one epoch; stops early after a step whose loss or gradient is not finite.
 
     `order` is the epoch's `epoch_order`. Order and warps come from the epoch, the step and the state's key: how steps
-    are cut into calls, or spread over devices, changes no number that a step draws. The last batch of an epoch is
-    filled up from the epoch's start, so that every image is seen and every batch is full.
+    are cut into calls, or spread over devices, changes no number that a step draws.
 
     `num_steps` is traced and the loop a `while`: one compilation serves every chunk.
     """
-    num_examples = examples.labels.shape[0]
-    steps_per_epoch = -(-num_examples // options.batch_size)
-    _, warp_key = jax.random.split(state.key)
     share = options.batch_size // lax.axis_size(DATA)
     first = lax.axis_index(DATA) * share
-
-    def next_batch(step: Array) -> Batch:
-        position = step % steps_per_epoch * options.batch_size + first + jnp.arange(share)
-        chosen = order[position % num_examples]
-        # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
-        key, side = jax.random.fold_in(warp_key, step), examples.images.shape[1]
-        transforms = draw_transforms(key, options.batch_size, side, options.augmentation, options.strength(step))
-        images = warp(examples.images[chosen], lax.dynamic_slice_in_dim(transforms, first, share))
-        return Batch(options.normalization(images), examples.labels[chosen])
 
     def unfinished(carry: tuple[TrainState, Totals, Array]) -> Array:
         _, totals, done = carry
@@ -199,9 +211,8 @@ def train_steps(
 
     def advance(carry: tuple[TrainState, Totals, Array]) -> tuple[TrainState, Totals, Array]:
         state, totals, done = carry
-        state, metrics = train_step(
-            state, next_batch(state.step), label_smoothing=options.label_smoothing, axis_name=DATA
-        )
+        batch = next_batch(state, order, first, share, examples=examples, options=options)
+        state, metrics = train_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
         return state, totals.add(metrics), done + 1
 
     state, totals, _ = lax.while_loop(unfinished, advance, (state, totals, jnp.int32(0)))

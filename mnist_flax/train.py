@@ -10,8 +10,9 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Interruption:
 def main() -> None:
     """The command line."""
     config = parse()
-    with _signals() as interruption:
+    with _signals() as interruption, _leaving_the_job_at_once() if config.distributed else nullcontext():
         train(config, interruption)
 
 
@@ -70,13 +71,13 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
     import jax
 
     from mnist_flax import data
-    from mnist_flax.mesh import make_mesh, use_compilation_cache
+    from mnist_flax.mesh import make_mesh, use_compilation_cache, wait_for_all
     from mnist_flax.trainer import Trainer
 
     if not config.no_compilation_cache:
         use_compilation_cache()
     if config.distributed:
-        jax.distributed.initialize()
+        _join()
     dataset = data.load(config.dataset, config.data_dir, config.val_size)
     num_train = len(dataset.train.labels)
     if config.batch_size > num_train:
@@ -90,23 +91,64 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
         val_size=0 if dataset.selection_split == "test" else len(dataset.validation.labels),
     )
     mesh = make_mesh(config.batch_size, config.num_devices, config.num_seeds)
-    if jax.process_index() == 0:
-        if config.overwrite:
-            _delete_run(config.workdir)
-        finished = _claim(config)
-        if finished is not None:
+    is_main = jax.process_index() == 0
+    with _claimed(config) if is_main else nullcontext():
+        wait_for_all("the run directory is claimed")
+        finished = _read_json(config.workdir / "summary.json")
+        if finished is None:
+            finished = Trainer(config, dataset, mesh, interruption or Interruption()).run()
+            if is_main and not config.no_report:
+                from mnist_flax.report import report
+
+                print(f"Pictures: {report([config.workdir], config.workdir / 'report', config.data_dir)}")
+        elif is_main:
             print(
                 f"{config.workdir} holds a finished run: test accuracy {finished['test_accuracy']:.2%} on "
                 f"{finished['dataset']} after {finished['epochs_run']} epochs. Nothing was done; choose another "
                 "--workdir, or pass --overwrite to train again."
             )
-            return finished
-    summary = Trainer(config, dataset, mesh, interruption or Interruption()).run()
-    if jax.process_index() == 0 and not config.no_report:
-        from mnist_flax.report import report
+    return finished
 
-        print(f"Pictures: {report([config.workdir], config.workdir / 'report', config.data_dir)}")
-    return summary
+
+def _join() -> None:
+    """Join the other processes of the job that JAX finds this one to be part of."""
+    import jax
+
+    # It would answer SIGTERM in place of our own handler, and Ctrl-C not at all.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            "--distributed found no job to join: start one process for each host, or GPU, under Slurm, Open MPI, "
+            f"Kubernetes or on a TPU pod ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+@contextmanager
+def _leaving_the_job_at_once() -> Iterator[None]:
+    """Where one process of several fails or is killed, all of them end: none can go on, or wait, without the others.
+
+    They must not say goodbye to each other, as they would at a normal exit, since that waits for every one of them.
+    """
+    import jax
+
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    except (UserError, OSError) as error:
+        message, status = str(error), 2
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        message, status = f"another process of the job has ended ({reason}); start the job again to go on", 1
+    except Exception:  # noqa: BLE001 - a mistake of ours: the others must not wait for this process either
+        message, status = traceback.format_exc(), 1
+    print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _require_writable(workdir: Path) -> None:
@@ -128,16 +170,30 @@ def _delete_run(workdir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _claim(config: Config) -> dict[str, Any] | None:
-    """Record the configuration in a new run directory, or check it against an old one's; a finished run's summary."""
+@contextmanager
+def _claimed(config: Config) -> Iterator[None]:
+    """Keep the run directory to this process, and make it, or find it, that of `config`.
+
+    The system releases the lock however the process ends.
+    """
+    from filelock import FileLock, Timeout
+
     from mnist_flax.logs import write_json
 
-    stored = _read_json(config.workdir / "config.json")
-    if stored is None:
-        write_json(config.workdir / "config.json", config.to_json())
-        return None
-    refuse_changes(stored, config)
-    return _read_json(config.workdir / "summary.json")
+    workdir = config.workdir
+    try:
+        lock = FileLock(workdir / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        raise UserError(f"{workdir} is in use by another process; wait for it, or choose another --workdir") from error
+    with lock:
+        if config.overwrite:
+            _delete_run(workdir)
+        stored = _read_json(workdir / "config.json")
+        if stored is None:
+            write_json(workdir / "config.json", config.to_json())
+        else:
+            refuse_changes(stored, config)
+        yield
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -15,17 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from mnist_flax import augment, logs
 from mnist_flax.checkpoint import Checkpoints, resumable
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset
+from mnist_flax.debug import nonfinite_operation
 from mnist_flax.errors import UserError
 from mnist_flax.mesh import BY_REPLICA, place, to_host
 from mnist_flax.model import count_parameters
 from mnist_flax.optim import one_cycle
 from mnist_flax.programs import RUN_ONCE, Evaluation, Training, create_states, step_options, zero_totals
-from mnist_flax.step import Totals
+from mnist_flax.step import Totals, TrainState
 
 if TYPE_CHECKING:
     from mnist_flax.train import Interruption
@@ -109,6 +111,7 @@ class Trainer:
         self.state = create_states(self.seeds, mesh, config, total_steps)
         self.totals = zero_totals(config.num_seeds, mesh)
         self.epoch_seconds = 0.0
+        self.saved_at = time.monotonic()
 
     @property
     def _running(self) -> list[bool]:
@@ -161,13 +164,14 @@ class Trainer:
         while done < self.steps_per_epoch:
             started = time.perf_counter()
             num_steps = min(self.chunk, self.steps_per_epoch - done)
+            before = jax.tree.map(jnp.copy, (self.state, self.totals)) if self.config.debug_nans else None
             self.state, self.totals = self.training(
                 self.state, self.totals, order, np.where(running, np.int32(num_steps), 0)
             )
             totals = to_host(self.totals)
             self.epoch_seconds += time.perf_counter() - started
             if not totals.finite[running].all():
-                raise UserError(self._not_finite(totals))
+                raise UserError(self._not_finite(totals, order, before))
             done += num_steps
             self.progress.advance(
                 epoch + 1,
@@ -177,7 +181,7 @@ class Trainer:
                 float(totals.correct[running].mean()) / (done * self.config.batch_size),
             )
             if done < self.steps_per_epoch:
-                self._stop_if_asked()
+                self._between_chunks()
 
         variables = to_host(self.state.variables)
         figures = self.evaluation(self.state.variables, self.validation_batches)
@@ -199,7 +203,7 @@ class Trainer:
                 replica.tensorboard.add_epoch(replica.history[-1])
         self._announce_epoch([replica.history[-1] for replica in chosen])
         if any(self._running):
-            self._stop_if_asked()
+            self._between_chunks()
 
     def _finish(self) -> dict[str, Any]:
         """Test every replica's best checkpoint, once, and write the summary."""
@@ -264,6 +268,7 @@ class Trainer:
             {"state": resumable(self.state), "totals": self.totals},
             {"histories": histories, "epoch_seconds": self.epoch_seconds},
         )
+        self.saved_at = time.monotonic()
 
     @property
     def _step(self) -> int:
@@ -282,22 +287,26 @@ class Trainer:
                 replica.history = history
             epoch, step = divmod(self._step, self.steps_per_epoch)
             self._say(f"Resuming after epoch {epoch}" + (f" and {step} steps" if step else ""))
-        # A run killed between its saves redoes the epoch that its newest `best` came from.
         for replica in self.replicas:
+            # A run killed between its saves redoes the epoch that its newest `best` came from.
             replica.best.discard_after(self._step)
+            if replica.history and replica.best.latest_step() is None:
+                raise UserError(f"{replica.best.directory} has no sound checkpoint left; train again, with --overwrite")
 
-    def _stop_if_asked(self) -> None:
-        """Save and exit if this process, or any other of the job, has been sent a signal."""
-        number = int(to_host(np.array([self.interruption.signal or 0])).max())
-        if not number:
-            return
-        if self.last.latest_step() != self._step:
+    def _between_chunks(self) -> None:
+        """Save if it is time to; save and exit if this process, or any other of the job, has been sent a signal."""
+        due = time.monotonic() - self.saved_at >= self.config.checkpoint_every_seconds
+        signal, due = to_host(np.array([[self.interruption.signal or 0, due]])).max(axis=0).tolist()
+        if (signal or due) and self.last.latest_step() != self._step:
             self._save()
+        if not signal:
+            return
         self.progress.close()
         self._say(f"Saved after step {self._step}. Run the same command again to go on.")
-        raise SystemExit(128 + number)
+        raise SystemExit(128 + signal)
 
-    def _not_finite(self, totals: Totals) -> str:
+    def _not_finite(self, totals: Totals, order: Array, before: tuple[TrainState, Totals] | None) -> str:
+        """What to say of a step that was not; `before` is the state of the chunk it was in, kept under --debug-nans."""
         i = int(np.flatnonzero(~np.asarray(totals.finite))[0])
         step = int(to_host(self.state.step)[i]) - 1
         seed = f" of seed {self.replicas[i].seed}" if len(self.replicas) > 1 else ""
@@ -305,9 +314,23 @@ class Trainer:
         return (
             f"loss {totals.last_loss[i]} and gradient norm {totals.last_grad_norm[i]} in step {step}{seed} (epoch "
             f"{len(self.replicas[i].history) + 1}, learning rate {learning_rate:.3g}) are not finite numbers: training "
-            f"has diverged; lower --max-lr and choose a new --workdir (the last good checkpoint stays in "
-            f"{self.last.directory})"
+            f"has diverged; lower --max-lr and choose a new --workdir"
+            + (f" (the last good checkpoint stays in {self.last.directory}). " if self.last.latest_step() else ". ")
+            + (self._operation(i, totals, order, before) if before else "--debug-nans names the operation.")
         )
+
+    def _operation(self, i: int, totals: Totals, order: Array, before: tuple[TrainState, Totals]) -> str:
+        """Go back to the state that replica `i` took its failed step from, and look for the operation."""
+        good_steps = int(totals.steps[i]) - 1 - to_host(before[1].steps)[i]
+        state, _ = self.training(*before, order, np.where(np.arange(len(self.replicas)) == i, good_steps, 0))
+        arrays = resumable(state)
+        arrays["key"] = jax.random.key_data(arrays["key"])
+        own: dict[str, Any] = jax.tree.map(lambda x: jnp.asarray(x[i]), to_host(arrays))
+        own["key"] = jax.random.wrap_key_data(own["key"])
+        found = nonfinite_operation(
+            state.replace(**own), to_host(order)[i], examples=self.dataset.train, options=self.options
+        )
+        return f"{found}." if found else "Repeated one operation at a time, the step stays finite."
 
     # -- records ---------------------------------------------------------------------------------------------------
 
