@@ -39,13 +39,13 @@ class Checkpoints:
                     _put_in_order(directory)
                 wait_for_all(f"{directory} is in order")
             self._sound, self._damaged = _inspect(directory)
-            options = ocp.CheckpointManagerOptions(read_only=read_only)
-            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+            self._manager = None if read_only else ocp.CheckpointManager(directory.absolute())
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Write a checkpoint; returns when it is complete on disk."""
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
         path = self.directory / str(step)
+        assert self._manager is not None
         with _explained(f"cannot write a checkpoint to {self.directory}"):
             self._manager.save(step, args=items, force=True)
             self._manager.wait_until_finished()
@@ -68,10 +68,13 @@ class Checkpoints:
             if self._damaged or any(self.directory.glob("damaged-*")):
                 raise UserError(f"{self.directory} holds only damaged checkpoints; train again, with --overwrite")
             return None
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), metadata=ocp.args.JsonRestore())
-        with _explained(f"cannot read {self.directory / str(step)}"):
-            restored = self._manager.restore(step, args=items)
-        return restored["state"], restored["metadata"]
+        path = self.directory.absolute() / str(step)
+        with (
+            _explained(f"cannot read {self.directory / str(step)}"),
+            ocp.StandardCheckpointer() as arrays,
+            ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json,
+        ):
+            return arrays.restore(path / "state", like), json.restore(path / "metadata")
 
     def latest_step(self) -> int | None:
         """Number of the newest sound checkpoint."""
@@ -84,6 +87,7 @@ class Checkpoints:
 
     def _discard(self, step: int) -> None:
         """Delete a checkpoint, its sums first: half-deleted it is to look unfinished, not damaged."""
+        assert self._manager is not None
         with _explained(f"cannot delete {self.directory / str(step)}"):
             if jax.process_index() == 0:
                 (self.directory / str(step) / SUMS).unlink(missing_ok=True)
@@ -92,7 +96,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Release Orbax's threads."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
 
 def _numbered(directory: Path) -> list[Path]:

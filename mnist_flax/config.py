@@ -6,7 +6,8 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import simple_parsing
 
@@ -157,11 +158,32 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Inverse of `to_json`; what is missing has its default, what another version wrote beside it is ignored."""
-        known = {field.name for field in dataclasses.fields(cls)} & set(values)
-        arguments: dict[str, Any] = {name: values[name] for name in known}
-        paths = {name: Path(arguments[name]) for name in ("workdir", "data_dir") if arguments.get(name)}
-        return cls(**{**arguments, **paths})
+        """Inverse of `to_json`; what is missing has its default, what another version wrote beside it is ignored.
+
+        Raises:
+            UserError: a value is not of its option's type.
+        """
+        arguments: dict[str, Any] = {}
+        for name, hint in get_type_hints(cls).items():
+            if name in values:
+                if not _fits(values[name], hint):
+                    raise UserError(f"{name} is {json.dumps(values[name])[:50]}, which it cannot be")
+                value = values[name]
+                arguments[name] = Path(value) if isinstance(value, str) and hint in (Path, Path | None) else value
+        return cls(**arguments)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is one of the option type `hint`."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if hint is Path:
+        return isinstance(value, str) and "\0" not in value
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 PRESETS = {
@@ -198,21 +220,46 @@ class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The command line as a validated `Config`; a preset supplies the defaults of the other flags."""
+    """The command line as a validated `Config`; a preset, or a run's config.json, gives the other flags' defaults."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    preset = _TrainParser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
-    preset.add_argument("--preset", default="default")
-    chosen, _ = preset.parse_known_args(arguments)
+    first = _TrainParser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="default")
+    first.add_argument("--config", type=Path)
+    chosen, _ = first.parse_known_args(arguments)
+    defaults = PRESETS.get(chosen.preset, PRESETS["default"])
+    if chosen.config is not None:
+        defaults = read(chosen.config)
     parser = _TrainParser(
         prog=_PROGRAM,
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
         allow_abbrev=False,
     )
-    parser.add_arguments(Config, dest="config", default=PRESETS.get(chosen.preset, PRESETS["default"]))
+    parser.add_argument("--config", dest="file", type=Path, help="repeat the run whose config.json this is")
+    parser.add_arguments(Config, dest="config", default=defaults)
     config = parser.parse_args(arguments).config
     config.validate()
     return config
+
+
+def read(path: Path) -> Config:
+    """The configuration in a run's config.json.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})
+        if unknown:
+            raise ValueError(f"there is no option {json.dumps(unknown[0])[:50]}")
+        return Config.from_json(values)
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, UserError) as error:
+        raise UserError(f"--config {path} is not a run's config.json ({error})") from error
 
 
 def refuse_changes(stored: dict[str, Any], config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -21,9 +22,9 @@ DIGITS = ["--dataset", "digits"]
 TIMES = {"time", "seconds", "images_per_second"}
 
 
-def start(*arguments, **options):
+def start(*arguments, warnings="error", **options):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-W", "error", "-m", "mnist_flax.train", "--no-report", *map(str, arguments)]
+    command = [sys.executable, "-W", warnings, "-m", "mnist_flax.train", "--no-report", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**environment, **options.pop("env", {})}, **pipes, **options)
 
@@ -155,6 +156,58 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_identically(finished, tmp_path, 
     assert_same_run(workdir, finished[0])
 
 
+def test_locked_left_at_once_and_damaged(finished, tmp_path):
+    """One run through it all: no second process gets in, two Ctrl-C end it, and its newest checkpoint breaks."""
+    workdir = tmp_path / "run"
+    arguments = [*DIGITS, "--epochs", 6, "--checkpoint-every-seconds", 0.1, "--workdir", workdir]
+    process = start(*arguments)
+    wait_for_rows(process, workdir, 2)
+    assert "is in use by another process" in refused(*arguments, "--overwrite")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+    sums = sorted(workdir.glob("last/*/SHA256SUMS"), key=lambda path: int(path.parent.name))
+    newest = sums[-1].parent
+    array = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 1
+    array.write_bytes(content)
+    status, out, err = train(*arguments, warnings="default")
+    assert status == 0, err
+    assert (
+        err == f"warning: {newest} is damaged (its files are not those that were saved) and set aside as damaged-"
+        f"{newest.name}\n"
+    )
+    assert "Resuming after epoch" in out
+    assert_same_run(workdir, finished[0])
+
+
+def test_a_config_repeats_its_run(finished, tmp_path):
+    status, _, err = train("--config", finished[0] / "config.json", "--workdir", tmp_path / "again")
+    assert (status, err) == (0, "")
+    assert_same_run(tmp_path / "again", finished[0])
+
+
+def test_a_full_disk(tmp_path):
+    """A file system of one megabyte, in a mount namespace of its own."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    inside = f'mount -t tmpfs -o size=1m tmpfs "{workdir}" && "$@"; status=$?; ls -R "{workdir}/last"; exit $status'
+    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "mount -t tmpfs tmpfs /mnt"], check=False).returncode:
+        pytest.skip("needs unshare and user namespaces, to mount a small disk")
+    command = [sys.executable, "-m", "mnist_flax.train", *DIGITS, "--epochs", "20", "--no-report"]
+    command += ["--checkpoint-every-seconds", "0.1", "--workdir", str(workdir)]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([*alone, inside, "-", *command], capture_output=True, text=True, env=environment, timeout=200)
+    print(done.stdout, done.stderr)
+    assert 0
+
+
 def test_a_finished_run_is_not_redone(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
@@ -200,10 +253,16 @@ def test_damaged_run_files_are_named(tmp_path):
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path):
-    message = refused(*DIGITS, "--epochs", 2, "--max-lr", "1e30", "--workdir", tmp_path / "run")
-    assert "not finite" in message
-    assert "in step" in message
-    assert "--max-lr" in message
+    arguments = [*DIGITS, "--epochs", 2, "--max-lr", "1e30"]
+    message = refused(*arguments, "--workdir", tmp_path / "a")
+    assert "in step 1 (epoch 1, learning rate 4.7" in message
+    assert "gradient norm nan" in message
+    assert "lower --max-lr" in message
+    assert "--debug-nans" in message
+    message = refused(*arguments, "--workdir", tmp_path / "b", "--debug-nans", "--num-seeds", 2)
+    assert "in step 1 of seed 0" in message
+    assert "invalid value (inf) encountered in mul: `return per_channel(x), per_channel(x * y)` (ops.py:" in message
+    assert '`x = block("block1", 8)(x, train=train)' in message
 
 
 def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):

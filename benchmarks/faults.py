@@ -1,0 +1,183 @@
+"""Kill a training run again and again, at moments of every kind, and compare its result with that of a run left alone.
+
+`python -m benchmarks.faults --kills 100` trains on `digits`, SIGKILLs it, starts it again, ten times a run and then to
+the end, and compares each finished run with one never stopped, bit for bit: parameters of every checkpoint, metrics,
+TensorBoard scalars. It prints where the kills hit and how many steps each had to be done again.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OPTIONS = (
+    "--dataset",
+    "digits",
+    "--epochs",
+    "8",
+    "--patience",
+    "0",
+    "--no-report",
+    "--checkpoint-every-seconds",
+    "0.2",
+)
+KILLS_A_RUN = 10
+# Functions of the package by whose being at work a moment is told; the first that is found on the stack counts.
+MOMENTS = {
+    "evaluation": ("Evaluation.__call__",),
+    "write of best": ("Checkpoints.save", "best"),
+    "write of last": ("Checkpoints.save", "last"),
+    "records": ("write_history", "TensorBoard.add_epoch"),
+    "final test": ("Trainer._finish",),
+    "steps": ("Trainer._epoch",),
+    "start": (),
+}
+TIMES = ("time", "seconds", "images_per_second")
+
+
+def moment() -> tuple[str, int]:
+    """What the main thread is doing, and how many steps it has done."""
+    frame: Any = sys._current_frames()[threading.main_thread().ident or 0]
+    names: dict[str, Any] = {}
+    while frame is not None:
+        names.setdefault(frame.f_code.co_qualname, frame.f_locals)
+        frame = frame.f_back
+    steps = 0
+    if "Trainer._epoch" in names:
+        local = names["Trainer._epoch"]
+        steps = local.get("epoch", 0) * local["self"].steps_per_epoch + local.get("done", 0)
+    if "Checkpoints.save" in names:
+        return f"write of {names['Checkpoints.save']['self'].directory.name}", steps
+    return next((m for m, functions in MOMENTS.items() if not functions or set(functions) & set(names)), "start"), steps
+
+
+def die_in(wanted: str, seed: int, record: Path) -> None:
+    """Wait, in a thread of the run, for a moment of the wanted kind; record what is cut short, and kill the process."""
+    rng = random.Random(seed)
+    while wanted != "start" and moment()[0] == "start":
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 3 if wanted == "start" else 1))
+    while wanted not in ("start", moment()[0]):
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0, 0.02))
+    hit, steps = moment()
+    record.write_text(json.dumps({"wanted": wanted, "hit": hit, "steps": steps}))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(workdir: Path, *arguments: str) -> int:
+    """A training process to its end, in its own words if that is a bad one; its exit status."""
+    command = [sys.executable, "-m", "benchmarks.faults", *arguments, "--workdir", str(workdir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"exit status {done.returncode} of {' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.returncode
+
+
+def records(workdir: Path) -> dict[str, Any]:
+    """All that a run leaves behind, but for the wall-clock figures."""
+    import jax
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from mnist_flax.checkpoint import Checkpoints, load_variables, resumable
+    from mnist_flax.config import Config
+    from mnist_flax.programs import RUN_ONCE, create_state
+    from mnist_flax.step import Totals
+
+    variables, card = load_variables(workdir)
+    config = Config.from_json(json.loads((workdir / "config.json").read_text()))
+    create = functools.partial(create_state, config=config, total_steps=1)
+    state = jax.jit(create, compiler_options=RUN_ONCE)(np.uint32(config.seed))
+    like = jax.tree.map(lambda x: x[None], {"state": resumable(state), "totals": Totals.zero()})
+    checkpoints = Checkpoints(workdir / "last", read_only=True)
+    last, _ = checkpoints.restore(like) or ({}, {})
+    checkpoints.close()
+    last["state"]["key"] = jax.random.key_data(last["state"]["key"])
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(workdir))
+    events.Reload()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        "arrays": [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((variables, last))],
+        "card": {name: card[name] for name in ("epoch", "step", "val_accuracy", "val_loss")},
+        "metrics": [{name: value for name, value in row.items() if name not in TIMES} for row in rows],
+        "scalars": {tag: values for tag, values in scalars.items() if tag not in TIMES},
+    }
+
+
+def latest_step(workdir: Path) -> int:
+    """The step a killed run will go on from."""
+    from mnist_flax.checkpoint import SUMS
+
+    return max((int(path.parent.name) for path in workdir.glob(f"last/*/{SUMS}")), default=0)
+
+
+def kill_and_resume(num_kills: int, directory: Path, seed: int = 0) -> list[dict[str, Any]]:
+    """Kills, and what each cost.
+
+    Raises:
+        AssertionError: a run that was killed did not end as the one that was not.
+    """
+    train(directory / "whole")
+    expected = records(directory / "whole")
+    kills: list[dict[str, Any]] = []
+    kinds = list(MOMENTS)
+    while len(kills) < num_kills:
+        workdir, record = directory / f"run{len(kills)}", directory / "kill.json"
+        for _ in range(min(KILLS_A_RUN, num_kills - len(kills))):
+            wanted = kinds[len(kills) % len(kinds)]
+            if train(workdir, "--die", wanted, str(seed + len(kills)), str(record)) == 0:
+                break  # it came to its end first
+            kill = json.loads(record.read_text())
+            kills.append({**kill, "lost": max(kill["steps"] - latest_step(workdir), 0)})
+            print(f"kill {len(kills)}: {kill['hit']} after {kill['steps']} steps", flush=True)
+        train(workdir)
+        found = records(workdir)
+        for name, value in expected.items():
+            assert found[name] == value, f"{name} of {workdir} differ from those of a run never killed"
+    return kills
+
+
+def main() -> None:
+    """The command line; with --die or only --workdir it is one of the processes to be killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--die", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.workdir:
+        from mnist_flax.config import parse
+        from mnist_flax.train import train as run
+
+        if options.die:
+            wanted, seed, record = options.die
+            threading.Thread(target=die_in, args=(wanted, int(seed), Path(record)), daemon=True).start()
+        run(parse([*OPTIONS, "--workdir", str(options.workdir)]))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        kills = kill_and_resume(options.kills, Path(directory), options.seed)
+    hits = collections.Counter(kill["hit"] for kill in kills)
+    print("| killed during | kills | steps done again, median (most) |\n| --- | --- | --- |")
+    for kind in MOMENTS:
+        lost = [kill["lost"] for kill in kills if kill["hit"] == kind]
+        if lost:
+            print(f"| {kind} | {hits[kind]} | {statistics.median(lost):.0f} ({max(lost)}) |")
+    print(f"{len(kills)} kills; every run ended with the bits of the run that was never killed")
+
+
+if __name__ == "__main__":
+    main()
