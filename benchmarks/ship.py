@@ -18,8 +18,8 @@ def model_card(run: Path, data_dir: Path | None) -> str:
     network = classifier.load()
     config, card = network.card["config"], network.card
     summary = json.loads((run / "summary.json").read_text())
-    figures, _, _ = evaluate(None, "mnist", "test", data_dir, 0)
-    averaged, _, _ = evaluate(None, "mnist", "test", data_dir, 1)
+    figures = evaluate(None, "mnist", "test", data_dir, 0).figures
+    averaged = evaluate(None, "mnist", "test", data_dir, 1).figures
     low, high = figures["accuracy_ci95"]
     options = f"--preset {config['preset']} --num-seeds {config['num_seeds']}"
     rows = [

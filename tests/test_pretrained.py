@@ -19,7 +19,7 @@ def test_one_line_gives_model_variables_and_normalisation():
 
 
 def test_it_reproduces_its_card(mnist_dir):
-    figures, _, _ = evaluate.evaluate(None, "mnist", "test", mnist_dir, 0)
+    figures = evaluate.evaluate(None, "mnist", "test", mnist_dir, 0).figures
     card = classifier.PRETRAINED.with_suffix(".md").read_text()
     stated = re.search(r"accuracy \*\*(\d+\.\d+)%\*\*", card)
     assert stated is not None
