@@ -60,7 +60,7 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
 def _write_safetensors(network: Classifier, path: Path) -> Run:
     from mnist_flax import weights
 
-    weights.save(path, network.variables, network.card)
+    weights.save(path, network.variables, network.card, network.reference)
     return logits_of(Classifier(*weights.load(path)))
 
 

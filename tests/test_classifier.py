@@ -23,9 +23,10 @@ def file(golden_weights, card, tmp_path_factory):
 
 
 def test_weights_come_back_as_they_were(file, golden_weights, card):
-    loaded, loaded_card = weights.load(file)
+    loaded, loaded_card, reference = weights.load(file)
     jax.tree.map(np.testing.assert_array_equal, loaded, golden_weights)
     assert loaded_card == card
+    assert reference is None
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
