@@ -201,6 +201,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
         allow_abbrev=False,
+        epilog=f"example: {_PROGRAM} --preset best --num-seeds 3 --workdir runs/best",
     )
     parser.add_arguments(Config, dest="config", default=PRESETS.get(chosen.preset, PRESETS["default"]))
     config = parser.parse_args(arguments).config

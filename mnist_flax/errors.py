@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +50,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             main()
+            sys.stdout.flush()
         except UserError as error:
             sys.exit(_say(str(error), 2))
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
+            sys.exit(141)  # 128 + SIGPIPE, as a shell has it
         except OSError as error:  # a full disk, a directory that may not be written, a file that is not there
             where = f"{error.filename}: " if error.filename else ""
             sys.exit(_say(f"{where}{error.strerror or error}", 2))

@@ -1,5 +1,6 @@
 """`python -m mnist_flax.export`: a trained network as a file for other programs, checked against the Flax model."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -200,10 +201,14 @@ def main() -> None:
     parser.add_checkpoint()
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     difference = export(load(options.checkpoint), options.format, options.output)
     size = options.output.stat().st_size
-    print(f"{options.output}: {size:,} bytes; on 359 real digits no logit differs by more than {difference:.1g}")
+    if options.json:
+        print(json.dumps({"output": str(options.output), "bytes": size, "largest_difference": difference}))
+    else:
+        print(f"{options.output}: {size:,} bytes; on 359 real digits no logit differs by more than {difference:.1g}")
 
 
 if __name__ == "__main__":
