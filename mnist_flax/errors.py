@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -48,6 +49,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that has no "·", a file name that is no text
         try:
             main()
             sys.stdout.flush()

@@ -1,5 +1,6 @@
 """`python -m mnist_flax.predict`: which digit an image file shows."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -21,24 +22,32 @@ MAX_BYTES = 100_000_000
 
 def find_files(paths: list[str]) -> Iterator[Path | None]:
     """The files that the arguments name: themselves, images in folders, None for standard input."""
-    from mnist_flax.image import SUFFIXES
-
     for argument in paths:
         path = Path(argument)
         if argument == "-":
             yield None
         elif path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not found:
-                print(f"error: {path} holds no images ({', '.join(sorted(SUFFIXES))})", file=sys.stderr)
-            yield from found
+            yield from _images_in(path) or [path]  # for `answer` to say what is wrong with it
         else:
             yield path
 
 
-def _read(path: Path | None) -> bytes:
+def _images_in(folder: Path) -> list[Path]:
+    from mnist_flax.image import SUFFIXES
+
     try:
-        with sys.stdin.buffer if path is None else path.open("rb") as file:
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    except OSError:
+        return []
+
+
+def _read(path: Path | None) -> bytes:
+    from mnist_flax.image import SUFFIXES
+
+    if path is not None and path.is_dir():
+        raise UserError(f"no images are to be found in this folder ({', '.join(sorted(SUFFIXES))})")
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror})") from error
