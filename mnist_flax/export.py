@@ -1,5 +1,6 @@
 """`python -m mnist_flax.export`: a trained network as a file for other programs, checked against the Flax model."""
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -53,6 +54,8 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
                 "not kept; please report this"
             )
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
     return difference
@@ -73,7 +76,9 @@ def _write_pytorch(network: Classifier, path: Path) -> Run:
     state_dict = {**interop.to_pytorch(network.variables), **counts}
     if path.suffix in {".pth", ".pt"}:
         torch = require("torch", f"to write a {path.suffix} file (or name it .safetensors, which needs no PyTorch)")
-        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, path)
+        file = io.BytesIO()  # given a path, it has errors of its own
+        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
+        path.write_bytes(file.getvalue())
     else:
         from safetensors.numpy import save
 

@@ -34,9 +34,11 @@ def main() -> None:
 
     try:
         variables = interop.from_pytorch(read_state_dict(options.state_dict))
+        weights.save(options.output, variables, {**CARD, "source": options.state_dict.name})
     except ValueError as error:
         raise UserError(f"{options.state_dict}: {error}") from error
-    weights.save(options.output, variables, {**CARD, "source": options.state_dict.name})
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be written ({error.strerror})") from error
     if options.json:
         print(json.dumps({"output": str(options.output)}))
     else:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from mnist_flax import metrics
 from mnist_flax.interop import BLOCKS
@@ -61,13 +62,22 @@ def learning_curves(histories: list[tuple[str, list[Row]]]) -> Figure:
     for axes, label in ((loss, "loss"), (error, "error, %"), (rate, "learning rate")):
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     # As accuracies 99.4 and 99.6 % would look the same.
-    loss.set_yscale("log")
-    error.set_yscale("log")
+    _logarithmic(loss)
+    _logarithmic(error)
     loss.set_title("training dashed, validation solid", fontsize="small")
     handles = [Line2D([], [], color=f"C{i % 10}", marker=".") for i in range(len(names))]
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="x-small")
     return figure
+
+
+def _logarithmic(axes: Any) -> None:
+    """The vertical axis, with plain numbers: 30, not 3 × 10¹."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
 
 
 def confusion(matrix: Int[np.ndarray, "classes classes"], names: tuple[str, ...]) -> Figure:
@@ -100,7 +110,7 @@ def reliability_diagram(labels: metrics.Labels, log_probabilities: metrics.LogPr
     top.set_title(f"calibration error {metrics.calibration_error(labels, log_probabilities):.4f}")
     top.legend()
     bottom.bar(middles, [row["count"] for row in bins], 1 / 15, edgecolor="white", color="grey")
-    bottom.set_yscale("log")
+    _logarithmic(bottom)
     bottom.set(xlabel="probability of the predicted class", ylabel="images")
     return figure
 

@@ -94,6 +94,14 @@ def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("w", b"earlier")]
 
 
+@pytest.mark.parametrize("file_format", ["safetensors", "pytorch", "stablehlo", "onnx"])
+def test_a_place_that_cannot_be_written_is_named(network, tmp_path, file_format):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(UserError, match=r"no/such/w.safetensors cannot be written \(No such file or directory\)"):
+        export.export(network, file_format, tmp_path / "no/such/w.safetensors")
+
+
 def command(module, *arguments):
     run = [sys.executable, "-W", "error", "-m", f"mnist_flax.{module}", *map(str, arguments)]
     return subprocess.run(run, capture_output=True, text=True, check=False)

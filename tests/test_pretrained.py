@@ -1,4 +1,6 @@
 import re
+import tomllib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,3 +27,10 @@ def test_it_reproduces_its_card(mnist_dir):
     assert stated is not None
     assert f"{100 * figures['accuracy']:.2f}" == stated[1]
     assert f"loss {figures['loss']:.4f}" in card
+
+
+def test_a_wheel_carries_it():
+    root = Path(__file__).parents[1]
+    carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mnist_flax"]
+    lying = {path.name for path in (root / "mnist_flax").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert {"pretrained.safetensors", "pretrained.md"} <= lying == set(carried)
