@@ -56,9 +56,10 @@ class Classifier:
         return _in_batches(functools.partial(self._compiled, self.variables, shifts=shifts), images, batch)
 
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
-        """How unlike its training images each image is: above 1 it is less like a digit than all but a few digits are.
+        """How unlike its training images each image is: above 1, further from them than all but 0.5 % of held-out images.
 
-        None if the network has no `reference`.
+        It is for images drawn as MNIST draws them, as `image.draw` does: blur alone makes an image novel. None if the
+        network has no `reference`.
         """
         return None if self.reference is None else distances(self.reference, self.features(images))
 
