@@ -100,16 +100,8 @@ def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Exam
     for draw in (scribbles, polygons, frames, stripes, noise):
         rng = np.random.RandomState(0)
         sets[draw.__name__] = ([draw(rng) for _ in range(300)], None)
-    columns = (
-        "images",
-        "number",
-        "named a digit",
-        "of these wrongly",
-        "not like a digit",
-        "unclear",
-        "no ink, several",
-    )
-    columns += ("named a digit by probability alone",)
+    head = "images, number, named a digit, of these wrongly, not like a digit, unclear, no ink or several"
+    columns = (*head.split(", "), "named a digit by probability alone")
     rows = [columns, ("---",) * len(columns)]
     without_reference = classifier.Classifier(network.variables, network.card)
     for name, (pictures, labels) in sets.items():

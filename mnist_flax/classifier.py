@@ -56,7 +56,7 @@ class Classifier:
         return _in_batches(functools.partial(self._compiled, self.variables, shifts=shifts), images, batch)
 
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
-        """How unlike its training images each image is: above 1, further from them than all but 0.5 % of held-out images.
+        """How unlike its training images each image is: above 1, further from them than 99.5 % of held-out images are.
 
         It is for images drawn as MNIST draws them, as `image.draw` does: blur alone makes an image novel. None if the
         network has no `reference`.

@@ -120,7 +120,7 @@ def _grid(images: Any, titles: list[str] | None = None, columns: int = 10, **opt
     count, height, width = images.shape
     rows, gap, above = max(1, -(-count // columns)), width / 14, height / 4 if titles else 0.0
     across, down = width + gap, height + gap + above
-    figure = Figure(figsize=(columns, columns * rows * down / (columns * across)))
+    figure = Figure(figsize=(columns, rows * down / across))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for i, image in enumerate(images):

@@ -88,8 +88,8 @@ def judge(
 ) -> tuple[Float[np.ndarray, "n classes"], list[str]]:
     """Probabilities of images, and of each whether it is a "digit", "unclear" or "not like a digit".
 
-    It is not like a digit if its novelty is above 1 (which no network can say of which that was never fitted), and
-    unclear if no class has a probability of `CLEAR`.
+    It is not like a digit if its novelty is above 1 (of a network without a reference nothing is), and unclear if no
+    class has a probability of `CLEAR`.
     """
     # Averaged over small shifts: on what is no digit at all they disagree.
     probabilities, novelty = network.predict(images, shifts=1)[1], network.novelty(images)
