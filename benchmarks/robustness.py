@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
+from benchmarks import strangers
 from mnist_flax import classifier, data, metrics
 from mnist_flax.errors import command
 
@@ -121,7 +122,7 @@ def fit_temperature(network: classifier.Classifier, validation: data.Examples) -
 
 
 def report(network: classifier.Classifier, data_dir: Path | None) -> str:
-    """Tables of accuracy on corrupted and foreign digits, and of calibration before and after temperature scaling."""
+    """Tables of accuracy on corrupted and foreign digits, of calibration, and of what `predict` says of no digits."""
     mnist = data.load("mnist", data_dir, network.card["config"]["val_size"])
     digits = data.load("digits", None, 0)
     foreign = data.Examples(*map(np.concatenate, zip(digits.train, digits.test, strict=True)))
@@ -144,7 +145,7 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     for name, scores in (("as trained", before), (f"temperature {temperature:.3f}, fitted on validation", after)):
         error, loss = metrics.calibration_error(labels, scores), metrics.cross_entropy(labels, scores)
         lines.append(f"| {name} | {error:.4f} | {loss:.4f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", strangers.table(network, mnist, foreign)])
 
 
 @command

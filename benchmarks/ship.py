@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from benchmarks import robustness
-from mnist_flax import classifier, data
+from mnist_flax import classifier, data, novelty
 from mnist_flax.errors import command
 from mnist_flax.evaluate import evaluate
 from mnist_flax.export import export
@@ -18,8 +18,8 @@ def model_card(run: Path, data_dir: Path | None) -> str:
     network = classifier.load()
     config, card = network.card["config"], network.card
     summary = json.loads((run / "summary.json").read_text())
-    figures, _, _ = evaluate(None, "mnist", "test", data_dir, 0)
-    averaged, _, _ = evaluate(None, "mnist", "test", data_dir, 1)
+    figures = evaluate(None, "mnist", "test", data_dir, 0).figures
+    averaged = evaluate(None, "mnist", "test", data_dir, 1).figures
     low, high = figures["accuracy_ci95"]
     options = f"--preset {config['preset']} --num-seeds {config['num_seeds']}"
     rows = [
@@ -50,8 +50,12 @@ to {high:.2%}; loss {figures["loss"]:.4f}. Averaged over shifts of up to one pix
 ## Where it is weak
 
 It knows single, upright, centred, light digits on a dark ground, as MNIST draws them, and has never seen anything else:
-it names a digit for every image. Training with label smoothing makes its probabilities too low; the file therefore has
-a temperature, fitted on the held-out images, by which `mnist_flax.load()` divides the logits. Measured by
+`Classifier.predict` names a digit for every image. Training with label smoothing makes its probabilities too low; the
+file therefore has a temperature, fitted on the held-out images, by which `mnist_flax.load()` divides the logits. And it
+has the classes' mean features and their common covariance, from which `Classifier.novelty` measures how unlike all
+training images an image is (`novelty.py`), in units within which 99.5 % of the held-out images lie: what is further off
+`python -m mnist_flax.predict` answers as "not like a digit". Much that resembles a digit, as many letters do, is named
+all the same; the last table says how much (`benchmarks/strangers.py` draws it). Measured by
 `python -m benchmarks.robustness` (accuracies in %, with 95 % intervals):
 
 {robustness.report(network, data_dir)}
@@ -68,7 +72,9 @@ def main() -> None:
     network = classifier.load(options.run)
     mnist = data.load("mnist", options.data_dir, network.card["config"]["val_size"])
     temperature = robustness.fit_temperature(network, mnist.validation)
-    calibrated = classifier.Classifier(network.variables, {**network.card, "temperature": temperature})
+    features, labels = network.features(mnist.train.images), mnist.train.labels
+    reference = novelty.fit(features, labels, network.features(mnist.validation.images))
+    calibrated = classifier.Classifier(network.variables, {**network.card, "temperature": temperature}, reference)
     export(calibrated, "safetensors", classifier.PRETRAINED)
     CARD.write_text(model_card(options.run, options.data_dir))
     print(f"wrote {classifier.PRETRAINED} and {CARD}")

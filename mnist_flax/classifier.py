@@ -1,6 +1,7 @@
 """A trained network ready for use: `load(path).predict(images)`."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mnist_flax.data import Normalization
 from mnist_flax.errors import UserError
 from mnist_flax.mesh import cpu_compiler_options
 from mnist_flax.model import MNISTNet
+from mnist_flax.novelty import BLOCKS, Features, Reference, distances
 
 BATCH = 1000
 PRETRAINED = Path(__file__).with_name("pretrained.safetensors")
@@ -28,10 +30,11 @@ class Classifier:
         class_names: by label.
         card: all that is known about it: data set, configuration, accuracies.
         temperature: what logits are divided by, so that probabilities mean what they say; 1 if it was never fitted.
+        reference: what `novelty` is measured from; None if it was never fitted.
     """
 
-    def __init__(self, variables: dict[str, Any], card: dict[str, Any]) -> None:
-        self.model, self.variables, self.card = MNISTNet(), variables, card
+    def __init__(self, variables: dict[str, Any], card: dict[str, Any], reference: Reference | None = None) -> None:
+        self.model, self.variables, self.card, self.reference = MNISTNet(), variables, card, reference
         self.normalization = Normalization(**card["normalization"])
         self.temperature: float = card.get("temperature", 1.0)
         self.class_names: tuple[str, ...] = tuple(card["class_names"])
@@ -48,16 +51,21 @@ class Classifier:
 
     def log_probabilities(self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
         """Natural logarithms of the probabilities that `predict` returns."""
-        images = np.asarray(images)
         # As many images at a time as cost about the same memory with and without shifts.
-        size = min(-(-BATCH // (2 * shifts + 1) ** 2), max(len(images), 1))
-        padded = np.pad(images, ((0, -len(images) % size), (0, 0), (0, 0)))
-        results = [
-            np.asarray(self._compiled(self.variables, padded[start : start + size], shifts=shifts))
-            for start in range(0, len(padded), size)
-        ]
-        nothing = np.zeros((0, len(self.class_names)), np.float32)
-        return np.concatenate([nothing, *results])[: len(images)]
+        batch = -(-BATCH // (2 * shifts + 1) ** 2)
+        return _in_batches(functools.partial(self._compiled, self.variables, shifts=shifts), images, batch)
+
+    def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
+        """How unlike its training images each image is: above 1, further from them than 99.5 % of held-out images are.
+
+        It is for images drawn as MNIST draws them, as `image.draw` does: blur alone makes an image novel. None if the
+        network has no `reference`.
+        """
+        return None if self.reference is None else distances(self.reference, self.features(images))
+
+    def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
+        """What novelty goes by: the later blocks' outputs, averaged over the image."""
+        return _in_batches(functools.partial(self._pooled, self.variables), images, BATCH)
 
     def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """What each block of the network puts out, by its name."""
@@ -76,6 +84,24 @@ class Classifier:
             return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
         return jax.jit(log_probabilities, static_argnames="shifts", compiler_options=cpu_compiler_options())
+
+    @functools.cached_property
+    def _pooled(self) -> Any:
+        def features(variables: Any, images: Array) -> Array:
+            applied: Any = self.model.apply(variables, self.normalization(images), capture_intermediates=True)
+            outputs = applied[1]["intermediates"]
+            return jnp.concatenate([outputs[block]["__call__"][0].mean((1, 2)) for block in BLOCKS], axis=-1)
+
+        return jax.jit(features, compiler_options=cpu_compiler_options())
+
+
+def _in_batches(function: Callable[..., Array], images: Any, size: int) -> np.ndarray:
+    """`function` of all images, compiled for one batch size."""
+    images = np.asarray(images)
+    size = min(size, max(len(images), 1))
+    padded = np.pad(images, ((0, -len(images) % size if len(images) else size), (0, 0), (0, 0)))
+    results = [np.asarray(function(padded[start : start + size])) for start in range(0, len(padded), size)]
+    return np.concatenate(results)[: len(images)]
 
 
 def _shift(images: UInt8[Array, "n h w"], down: int, right: int) -> UInt8[Array, "n h w"]:
@@ -99,7 +125,9 @@ def load(path: str | Path | None = None) -> Classifier:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run directory, its best directory or a safetensors file")
-    return Classifier(*(checkpoint.load_variables(path) if path.is_dir() else weights.load(path)))
+    if path.is_dir():
+        return Classifier(*checkpoint.load_variables(path))
+    return Classifier(*weights.load(path))
 
 
 def load_pretrained() -> tuple[MNISTNet, dict[str, Any], Normalization]:

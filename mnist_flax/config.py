@@ -234,6 +234,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
         allow_abbrev=False,
+        epilog=f"example: {_PROGRAM} --preset best --num-seeds 3 --workdir runs/best",
     )
     parser.add_argument("--config", dest="file", type=Path, help="repeat the run whose config.json this is")
     parser.add_arguments(Config, dest="config", default=defaults)

@@ -3,6 +3,8 @@
 import argparse
 import functools
 import importlib
+import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -49,10 +51,17 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that has no "·", a file name that is no text
         try:
             main()
+            sys.stdout.flush()
         except UserError as error:
             sys.exit(_say(str(error), 2))
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
+            sys.exit(141)  # 128 + SIGPIPE, as a shell has it
         except OSError as error:  # a full disk, a directory that may not be written, a file that is not there
             where = f"{error.filename}: " if error.filename else ""
             sys.exit(_say(f"{where}{error.strerror or error}", 2))

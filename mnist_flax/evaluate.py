@@ -2,23 +2,40 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mnist_flax.config import DATASETS
 from mnist_flax.errors import ArgumentParser, UserError, command
 
+if TYPE_CHECKING:
+    from mnist_flax.classifier import Classifier
+    from mnist_flax.data import Examples
+    from mnist_flax.metrics import LogProbabilities
+
 SPLITS = ("test", "validation", "train")
 
 
-def evaluate(checkpoint: Path | None, dataset: str | None, split: str, data_dir: Path | None, shifts: int) -> Any:
-    """Figures of a network on a split, and the labels and log-probabilities they are of.
+class Evaluation(NamedTuple):
+    """A network, what it was measured on, what it said, and the figures of that (what `--json` prints)."""
+
+    network: "Classifier"
+    examples: "Examples"
+    log_probabilities: "LogProbabilities"
+    figures: dict[str, Any]
+
+
+def evaluate(
+    checkpoint: Path | None, dataset: str | None, split: str, data_dir: Path | None, shifts: int
+) -> Evaluation:
+    """Measure a network on a split.
 
     Args:
         checkpoint: see `classifier.load`.
         dataset: by default the one the network was trained on.
-        split: "test", or the held-out "validation" or the rest, "train", of that network's run.
+        split: "test", or the held-out "validation" or the rest, "train", of that network's run (of another data set
+            what a run holds out by default).
         data_dir: TFDS data directory.
         shifts: see `Classifier.predict`.
 
@@ -31,10 +48,12 @@ def evaluate(checkpoint: Path | None, dataset: str | None, split: str, data_dir:
 
     network = classifier.load(checkpoint)
     name: str = dataset or network.card["dataset"]
-    loaded = data.load(name, data_dir, network.card["config"]["val_size"] if split != "test" else 0)
+    own = name == network.card["dataset"]
+    loaded = data.load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
     if split == "validation" and loaded.selection_split != "validation":
         raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
-    images, labels = getattr(loaded, split)
+    examples: Examples = getattr(loaded, split)
+    images, labels = examples
     log_probabilities = network.log_probabilities(images, shifts=shifts)
     predicted = log_probabilities.argmax(-1)
     correct = int((predicted == labels).sum())
@@ -57,7 +76,7 @@ def evaluate(checkpoint: Path | None, dataset: str | None, split: str, data_dir:
         "per_class": {name: {key.replace("-", "_"): value for key, value in report[name].items()} for name in names},
         "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
-    return figures, labels, log_probabilities
+    return Evaluation(network, examples, log_probabilities, figures)
 
 
 def describe(figures: dict[str, Any]) -> str:
@@ -95,7 +114,7 @@ def main() -> None:
     parser = ArgumentParser(
         prog="python -m mnist_flax.evaluate",
         description="Measure a trained network: accuracy, loss, calibration, every class.",
-        epilog="example: python -m mnist_flax.evaluate runs/mnist_training --split test",
+        epilog="example: python -m mnist_flax.evaluate runs/mnist_training --split test --save-plots pictures",
     )
     parser.add_checkpoint()
     parser.add_argument("--dataset", choices=DATASETS, help="default: the one the network was trained on")
@@ -105,14 +124,19 @@ def main() -> None:
         "--shifts", type=int, default=0, metavar="PIXELS", help="average over shifts of up to so many pixels each way"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--save-plots", type=Path, metavar="DIR", help="write pictures there as PNGs")
     options = parser.parse_args()
     if not 0 <= options.shifts <= 3:
         raise UserError(f"--shifts is {options.shifts}; it must be between 0 and 3")
     from mnist_flax.mesh import use_compilation_cache
 
     use_compilation_cache()
-    figures, _, _ = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts)
-    print(json.dumps(figures) if options.json else describe(figures))
+    evaluation = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts)
+    if options.save_plots is not None:
+        from mnist_flax import plots
+
+        plots.save(plots.of_network(evaluation), options.save_plots)
+    print(json.dumps(evaluation.figures) if options.json else describe(evaluation.figures))
 
 
 if __name__ == "__main__":

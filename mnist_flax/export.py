@@ -1,5 +1,7 @@
 """`python -m mnist_flax.export`: a trained network as a file for other programs, checked against the Flax model."""
 
+import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,8 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
                 "not kept; please report this"
             )
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
     return difference
@@ -60,7 +64,7 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
 def _write_safetensors(network: Classifier, path: Path) -> Run:
     from mnist_flax import weights
 
-    weights.save(path, network.variables, network.card)
+    weights.save(path, network.variables, network.card, network.reference)
     return logits_of(Classifier(*weights.load(path)))
 
 
@@ -72,7 +76,9 @@ def _write_pytorch(network: Classifier, path: Path) -> Run:
     state_dict = {**interop.to_pytorch(network.variables), **counts}
     if path.suffix in {".pth", ".pt"}:
         torch = require("torch", f"to write a {path.suffix} file (or name it .safetensors, which needs no PyTorch)")
-        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, path)
+        file = io.BytesIO()  # given a path, it has errors of its own
+        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
+        path.write_bytes(file.getvalue())
     else:
         from safetensors.numpy import save
 
@@ -200,10 +206,14 @@ def main() -> None:
     parser.add_checkpoint()
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     difference = export(load(options.checkpoint), options.format, options.output)
     size = options.output.stat().st_size
-    print(f"{options.output}: {size:,} bytes; on 359 real digits no logit differs by more than {difference:.1g}")
+    if options.json:
+        print(json.dumps({"output": str(options.output), "bytes": size, "largest_difference": difference}))
+    else:
+        print(f"{options.output}: {size:,} bytes; on 359 real digits no logit differs by more than {difference:.1g}")
 
 
 if __name__ == "__main__":

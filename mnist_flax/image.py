@@ -19,6 +19,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 MAX_PIXELS = 50_000_000
 WORKING_SIDE = 400  # larger images are reduced to this first: it is 20 times what the network sees
 
+WHITE_LEVELS = (1.0, 255.0, 4095.0, 65535.0)  # of more than 8 bits: the first that no pixel exceeds
+
 # How an image is judged. Ink is what differs from the background by more than half of the strongest difference.
 MIN_CONTRAST = 0.1  # of black to white; less is paper grain
 SPECK = 0.02  # parts of less than this share of the ink are dirt
@@ -60,6 +62,10 @@ def decode(data: bytes) -> Float[np.ndarray, "h w"]:
 
 
 def _grey(image: Image.Image) -> Float[np.ndarray, "h w"]:
+    if image.mode[0] in "IF":  # 16 and 32 bits a pixel, of which Pillow would cut off what is above 255
+        values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+        white = next((level for level in WHITE_LEVELS if values.max() <= level), float(values.max()))
+        image = Image.fromarray(np.rint(255 * np.clip(values / white, 0, 1)).astype(np.uint8))
     image = image.convert("RGBA")
     image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
     *_, alpha = (np.asarray(band, np.float32) / 255 for band in image.split())

@@ -1,5 +1,6 @@
 """`python -m mnist_flax.import_weights`: the PyTorch original's weights as a file the other commands take."""
 
+import json
 from pathlib import Path
 
 from mnist_flax.errors import ArgumentParser, UserError, command
@@ -23,6 +24,7 @@ def main() -> None:
     )
     parser.add_argument("state_dict", type=Path, help=".pth or .pt (needs PyTorch) or .safetensors")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output {options.output} must end in .safetensors")
@@ -32,10 +34,15 @@ def main() -> None:
 
     try:
         variables = interop.from_pytorch(read_state_dict(options.state_dict))
+        weights.save(options.output, variables, {**CARD, "source": options.state_dict.name})
     except ValueError as error:
         raise UserError(f"{options.state_dict}: {error}") from error
-    weights.save(options.output, variables, {**CARD, "source": options.state_dict.name})
-    print(f"{options.output}: try python -m mnist_flax.evaluate {options.output}")
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be written ({error.strerror})") from error
+    if options.json:
+        print(json.dumps({"output": str(options.output)}))
+    else:
+        print(f"{options.output}: try python -m mnist_flax.evaluate {options.output}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def from_pytorch(state_dict: Mapping[str, ArrayLike]) -> dict[str, Any]:
     names = _names()
     given = {name for name in state_dict if not name.endswith("num_batches_tracked")}
     if given != set(names):
-        missing, unknown = sorted(set(names) - given), sorted(given - set(names))
+        missing, unknown = (_first(sorted(odd)) for odd in (set(names) - given, given - set(names)))
         raise ValueError(f"this state dict is not the reference network's: missing {missing}, unknown {unknown}")
     expected_shapes = _expected_shapes()
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
@@ -57,6 +57,10 @@ def from_pytorch(state_dict: Mapping[str, ArrayLike]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return variables
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[:3]}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
 def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,15 +1,19 @@
 """`python -m mnist_flax.predict`: which digit an image file shows."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from mnist_flax.errors import ArgumentParser, UserError, command
+
+if TYPE_CHECKING:
+    from mnist_flax.classifier import Classifier
 
 # Below this probability the network is guessing.
 CLEAR = 0.6
@@ -18,24 +22,32 @@ MAX_BYTES = 100_000_000
 
 def find_files(paths: list[str]) -> Iterator[Path | None]:
     """The files that the arguments name: themselves, images in folders, None for standard input."""
-    from mnist_flax.image import SUFFIXES
-
     for argument in paths:
         path = Path(argument)
         if argument == "-":
             yield None
         elif path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not found:
-                print(f"error: {path} holds no images ({', '.join(sorted(SUFFIXES))})", file=sys.stderr)
-            yield from found
+            yield from _images_in(path) or [path]  # for `answer` to say what is wrong with it
         else:
             yield path
 
 
-def _read(path: Path | None) -> bytes:
+def _images_in(folder: Path) -> list[Path]:
+    from mnist_flax.image import SUFFIXES
+
     try:
-        with sys.stdin.buffer if path is None else path.open("rb") as file:
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    except OSError:
+        return []
+
+
+def _read(path: Path | None) -> bytes:
+    from mnist_flax.image import SUFFIXES
+
+    if path is not None and path.is_dir():
+        raise UserError(f"no images are to be found in this folder ({', '.join(sorted(SUFFIXES))})")
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror})") from error
@@ -44,11 +56,11 @@ def _read(path: Path | None) -> bytes:
     return data
 
 
-def answer(network: Any, path: Path | None) -> tuple[dict[str, Any], UInt8[np.ndarray, "28 28"] | None]:
+def answer(network: "Classifier", path: Path | None) -> tuple[dict[str, Any], UInt8[np.ndarray, "28 28"] | None]:
     """What is to be said about one file, and the network's input.
 
     Keys: `path`; `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit",
-    "unclear" (no class has a probability of `CLEAR`), "no ink", "several digits" or "unreadable"; `error`, if that.
+    what `judge` or `image.draw` say otherwise, or "unreadable"; `error`, if that.
     """
     from mnist_flax import image
 
@@ -60,17 +72,31 @@ def answer(network: Any, path: Path | None) -> tuple[dict[str, Any], UInt8[np.nd
         return {**result, "error": str(error)}, None
     if drawing.pixels is None:
         return {**result, "verdict": drawing.verdict}, None
-    # Averaged over small shifts: on what is no digit at all they disagree.
-    labels, probabilities = network.predict(drawing.pixels[None], shifts=1)
-    probability = float(probabilities[0, labels[0]])
-    clear = probability >= CLEAR
+    [probabilities], [verdict] = judge(network, drawing.pixels[None])
+    best = int(probabilities.argmax())
     result |= {
-        "digit": network.class_names[labels[0]] if clear else None,
-        "probability": probability,
-        "probabilities": dict(zip(network.class_names, map(float, probabilities[0]), strict=True)),
-        "verdict": "digit" if clear else "unclear",
+        "digit": network.class_names[best] if verdict == "digit" else None,
+        "probability": float(probabilities[best]),
+        "probabilities": dict(zip(network.class_names, map(float, probabilities), strict=True)),
+        "verdict": verdict,
     }
     return result, drawing.pixels
+
+
+def judge(
+    network: "Classifier", images: UInt8[np.ndarray, "n 28 28"]
+) -> tuple[Float[np.ndarray, "n classes"], list[str]]:
+    """Probabilities of images, and of each whether it is a "digit", "unclear" or "not like a digit".
+
+    It is not like a digit if its novelty is above 1 (of a network without a reference nothing is), and unclear if no
+    class has a probability of `CLEAR`.
+    """
+    # Averaged over small shifts: on what is no digit at all they disagree.
+    probabilities, novelty = network.predict(images, shifts=1)[1], network.novelty(images)
+    verdicts = np.where(probabilities.max(-1) < CLEAR, "unclear", "digit")
+    if novelty is not None:
+        verdicts = np.where(novelty > 1, "not like a digit", verdicts)
+    return probabilities, verdicts.tolist()
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -79,7 +105,9 @@ def describe(result: dict[str, Any]) -> str:
         return f"{result['path']}: {result['error'] or result['verdict']}"
     ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
     shown = [f"{name} ({probability:.1%})" for name, probability in ranked[:3]]
-    first = shown[0] if result["digit"] is not None else f"unclear, perhaps {shown[0]}"
+    if result["verdict"] == "not like a digit":
+        return f"{result['path']}: not like a digit; the nearest is {ranked[0][0]}"
+    first = shown[0] if result["verdict"] == "digit" else f"unclear, perhaps {shown[0]}"
     return f"{result['path']}: {first}, then {shown[1]}, {shown[2]}"
 
 

@@ -2,15 +2,17 @@
 
 import base64
 import html
-import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnist_flax.errors import ArgumentParser, UserError, command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from mnist_flax.evaluate import Evaluation
+    from mnist_flax.logs import Row
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -30,7 +32,7 @@ pre {{ overflow-x: auto; }}
 """
 
 
-def read_history(run: Path) -> list[dict[str, Any]]:
+def read_history(run: Path) -> "list[Row]":
     """A run's rows, one an epoch.
 
     Raises:
@@ -47,43 +49,36 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def expand(runs: list[Path]) -> list[Path]:
-    """Run directories, those of several seeds replaced by the seeds'."""
-    return [part for run in runs for part in (sorted(run.glob("seed-*"), key=_seed) or [run])]
+def read_histories(runs: list[Path]) -> "list[tuple[str, list[Row]]]":
+    """The histories of all runs and of all their seeds, each under the name it is to have in the legend.
+
+    Seeds of a run share its name, so that runs can be told apart; those of a single run have names of their own.
+    """
+    return [
+        (str(run if len(runs) > 1 else part), read_history(part))
+        for run in runs
+        for part in (sorted(run.glob("seed-*"), key=_seed) or [run])
+    ]
 
 
 def _seed(directory: Path) -> int:
     return int(directory.name.removeprefix("seed-"))
 
 
-def pictures(checkpoint: Path, data_dir: Path | None) -> tuple[dict[str, "Figure"], str]:
-    """What there is to see of one network, by caption, and its figures as text."""
+def augmentation(evaluation: "Evaluation") -> "Figure":
+    """Eight images, each as the network's run augmented them, eight times."""
     import jax
     import numpy as np
 
-    from mnist_flax import classifier, data, evaluate, plots
+    from mnist_flax import plots
     from mnist_flax.augment import augment
     from mnist_flax.config import Config
-    from mnist_flax.interop import BLOCKS
     from mnist_flax.programs import RUN_ONCE, augmentation_of
 
-    network = classifier.load(checkpoint)
-    figures, labels, log_probabilities = evaluate.evaluate(checkpoint, None, "test", data_dir, 0)
-    images = data.load(network.card["dataset"], data_dir, 0).test.images
-    augmentation = augmentation_of(Config.from_json(network.card["config"]))
+    options = augmentation_of(Config.from_json(evaluation.network.card["config"]))
     warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
-    examples = np.repeat(images[:8], 8, axis=0)
-    augmented = np.asarray(warp(jax.random.key(0), examples, augmentation))
-    one_each = images[[int(np.flatnonzero(labels == label)[0]) for label in range(len(network.class_names))]]
-    outputs = network.activations(one_each)
-    return {
-        "Confusion matrix": plots.confusion(np.array(figures["confusion_matrix"]), network.class_names),
-        "Reliability": plots.reliability_diagram(labels, log_probabilities),
-        "Misclassified test images": plots.misclassified(images, labels, log_probabilities, network.class_names),
-        "Augmentation": plots.image_grid(augmented.round().astype(np.uint8)),
-        "First-layer filters": plots.filters(np.asarray(network.variables["params"]["block1"]["conv"]["kernel"])),
-        "Activations": plots.activations({name: outputs[name] for name in BLOCKS}, one_each),
-    }, evaluate.describe(figures)
+    images = np.repeat(evaluation.examples.images[:8], 8, axis=0)
+    return plots.image_grid(np.asarray(warp(jax.random.key(0), images, options)).round().astype(np.uint8))
 
 
 def report(runs: list[Path], output: Path, data_dir: Path | None = None) -> Path:
@@ -95,21 +90,22 @@ def report(runs: list[Path], output: Path, data_dir: Path | None = None) -> Path
         UserError: a run or the data it was trained on cannot be read.
     """
     from mnist_flax import plots
+    from mnist_flax.evaluate import describe, evaluate
 
-    histories = {str(run): read_history(run) for run in expand(runs)}
-    figures, summary = pictures(runs[0], data_dir)
-    figures = {"Learning curves": plots.learning_curves(histories), **figures}
+    histories = read_histories(runs)
+    evaluation = evaluate(runs[0], None, "test", data_dir, 0)
+    pictures = {
+        "Learning curves": plots.learning_curves(histories),
+        **plots.of_network(evaluation),
+        "Augmentation": augmentation(evaluation),
+    }
     sections = []
-    output.mkdir(parents=True, exist_ok=True)
-    for caption, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        (output / f"{caption.lower().replace(' ', '-')}.png").write_bytes(buffer.getvalue())
-        encoded = base64.b64encode(buffer.getvalue()).decode()
+    for caption, file in plots.save(pictures, output).items():
+        encoded = base64.b64encode(file.read_bytes()).decode()
         sections.append(f'<h2>{caption}</h2>\n<img alt="{caption}" src="data:image/png;base64,{encoded}">')
     path = output / "report.html"
-    title = html.escape(", ".join(map(str, runs)))
-    path.write_text(_PAGE.format(title=title, summary=html.escape(summary), sections="\n".join(sections)))
+    title, summary = html.escape(", ".join(map(str, runs))), html.escape(describe(evaluation.figures))
+    path.write_text(_PAGE.format(title=title, summary=summary, sections="\n".join(sections)), encoding="utf-8")
     return path
 
 
@@ -126,8 +122,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: `report` in the first run")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    print(report(options.runs, options.output or options.runs[0] / "report", options.data_dir))
+    # A run's checkpoint directory stands for the run, as it does for the other commands.
+    runs = [run.parent if run.name == "best" and not (run / "config.json").exists() else run for run in options.runs]
+    page = report(runs, options.output or runs[0] / "report", options.data_dir)
+    print(json.dumps({"report": str(page)}) if options.json else page)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """`python -m mnist_flax.summary`: the network as a table."""
 
-import argparse
 from typing import Any, NamedTuple
 
-from mnist_flax.errors import command
+from mnist_flax.errors import ArgumentParser, command
 
 
 class Layer(NamedTuple):
@@ -53,8 +52,10 @@ def layers() -> list[Layer]:
 @command
 def main() -> None:
     """The command line."""
-    argparse.ArgumentParser(
-        prog="python -m mnist_flax.summary", description="Print the network's layers, output shapes and parameters."
+    ArgumentParser(
+        prog="python -m mnist_flax.summary",
+        description="Print the network's layers, output shapes and parameters.",
+        epilog="example: python -m mnist_flax.summary",
     ).parse_args()
     rows = layers()
     print(f"{'layer':<22}{'type':<20}{'output (H×W×C)':<17}{'parameters':>10}")

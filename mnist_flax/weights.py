@@ -8,17 +8,25 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from mnist_flax import novelty
 from mnist_flax.errors import UserError
 
 _CARD = "card"  # the header's one entry, as JSON
+_REFERENCE = "reference"
 
 
-def save(path: Path, variables: dict[str, Any], card: dict[str, Any]) -> None:
-    """Write `{"params", "batch_stats"}` and their card; tensors are named like "params/block1/conv/kernel"."""
+def save(
+    path: Path, variables: dict[str, Any], card: dict[str, Any], reference: novelty.Reference | None = None
+) -> None:
+    """Write `{"params", "batch_stats"}`, their card and what novelty is measured from, if that is known.
+
+    Tensors are named like "params/block1/conv/kernel" and "reference/means".
+    """
     from safetensors.numpy import save as to_bytes
 
     # safetensors writes an array's memory as it lies, whatever its strides.
-    contiguous = jax.tree.map(np.ascontiguousarray, jax.device_get(variables))
+    tree = {**variables, **({_REFERENCE: reference._asdict()} if reference else {})}
+    contiguous = jax.tree.map(np.ascontiguousarray, jax.device_get(tree))
     tensors: Any = traverse_util.flatten_dict(contiguous, sep="/")
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -28,15 +36,15 @@ def save(path: Path, variables: dict[str, Any], card: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables and card of a file that `save` wrote.
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
+    """Variables, card and reference of a file that `save` wrote.
 
     Raises:
         UserError: it is not such a file, or not this network's.
     """
     from safetensors import SafetensorError, safe_open
 
-    from mnist_flax.model import init_variables
+    from mnist_flax.model import NUM_CLASSES, init_variables
 
     try:
         with safe_open(path, framework="numpy") as file:
@@ -46,7 +54,12 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{path} cannot be read as a safetensors file ({error})") from error
     expected: Any = traverse_util.flatten_dict(jax.eval_shape(init_variables, jax.random.key(0)), sep="/")
     shapes, expected_shapes = ({name: x.shape for name, x in tree.items()} for tree in (tensors, expected))
+    if any(name.startswith(_REFERENCE) for name in shapes):
+        sides = {"means": (NUM_CLASSES, novelty.NUM_FEATURES), "whitening": (novelty.NUM_FEATURES,) * 2}
+        expected_shapes |= {f"{_REFERENCE}/{name}": shape for name, shape in sides.items()}
     if shapes != expected_shapes or not isinstance(card, dict):
         wrong = sorted(set(shapes.items()) ^ set(expected_shapes.items()))
         raise UserError(f"{path} does not hold this network with its card ({wrong[0] if wrong else 'no card'})")
-    return traverse_util.unflatten_dict(tensors, sep="/"), card
+    variables = traverse_util.unflatten_dict(tensors, sep="/")
+    reference: Any = variables.pop(_REFERENCE, None)
+    return variables, card, reference and novelty.Reference(**reference)

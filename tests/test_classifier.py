@@ -23,9 +23,10 @@ def file(golden_weights, card, tmp_path_factory):
 
 
 def test_weights_come_back_as_they_were(file, golden_weights, card):
-    loaded, loaded_card = weights.load(file)
+    loaded, loaded_card, reference = weights.load(file)
     jax.tree.map(np.testing.assert_array_equal, loaded, golden_weights)
     assert loaded_card == card
+    assert reference is None
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -62,7 +63,7 @@ def test_shifts_average_over_moved_images(file):
 
 
 def test_evaluate_counts_as_scikit_learn_does(file, monkeypatch):
-    figures, labels, log_probabilities = evaluate.evaluate(file, None, "test", None, 0)
+    _, (_, labels), log_probabilities, figures = evaluate.evaluate(file, None, "test", None, 0)
     hits = log_probabilities.argmax(-1) == labels
     assert (figures["num_examples"], figures["accuracy"]) == (359, hits.mean())
     matrix = np.array(figures["confusion_matrix"])
@@ -72,8 +73,10 @@ def test_evaluate_counts_as_scikit_learn_does(file, monkeypatch):
         assert row["support"] == matrix[int(digit)].sum()
         assert row["recall"] == pytest.approx(matrix[int(digit), int(digit)] / row["support"])
     assert "accuracy" in evaluate.describe(figures)
-    assert evaluate.evaluate(file, None, "validation", None, 0)[0]["num_examples"] == 119
-    assert evaluate.evaluate(file, None, "train", None, 0)[0]["num_examples"] == 1319
+    assert evaluate.evaluate(file, None, "validation", None, 0).figures["num_examples"] == 119
+    assert evaluate.evaluate(file, None, "train", None, 0).figures["num_examples"] == 1319
+    # Of a data set that is not the network's own, what a run would hold out: MNIST's 5,000 are more than there are.
+    assert evaluate.evaluate(None, "digits", "validation", None, 0).figures["num_examples"] == 119
 
 
 def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path):
@@ -85,9 +88,14 @@ def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path)
 
 def test_evaluate_command(file, tmp_path):
     command = [sys.executable, "-W", "error", "-m", "mnist_flax.evaluate"]
-    done = subprocess.run([*command, file, "--json"], capture_output=True, text=True, check=True)
+    arguments = [file, "--json", "--save-plots", tmp_path / "new" / "pictures"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout)
     assert {"accuracy", "loss", "num_examples"} <= set(figures)
+    assert {path.name for path in (tmp_path / "new" / "pictures").iterdir()} == {
+        *("confusion-matrix.png", "reliability.png", "misclassified-images.png"),
+        *("first-layer-filters.png", "activations.png"),
+    }
     failed = subprocess.run([*command, tmp_path / "none"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: ")

@@ -35,6 +35,28 @@ def test_written_files_agree(network, tmp_path, file_format, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("file_format", export.FORMATS)
+def test_every_format_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path, file_format):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    network, images = mnist_flax.load(), data.load("mnist", mnist_dir, 0).test.images
+    run = export.FORMATS[file_format](network, tmp_path / "w.safetensors")  # reads the file back
+    np.testing.assert_array_equal(run(images).argmax(-1), network.predict(images)[0])
+
+
+def test_pytorch_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path):
+    torch = pytest.importorskip("torch")
+    from benchmarks.pytorch import Net
+
+    network, images = mnist_flax.load(), data.load("mnist", mnist_dir, 0).test.images
+    export.export(network, "pytorch", tmp_path / "w.pth")
+    net = Net().eval()
+    net.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True))
+    with torch.no_grad():
+        logits = net(torch.from_numpy(np.array(network.normalization(images)[..., 0][:, None], np.float32)))
+    np.testing.assert_array_equal(logits.numpy().argmax(-1), network.predict(images)[0])
+
+
 def test_stablehlo_runs_without_this_package(network, tmp_path):
     export.export(network, "stablehlo", tmp_path / "w")
     code = (
@@ -70,6 +92,14 @@ def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="differ by"):
         export.export(network, "stablehlo", tmp_path / "w")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("w", b"earlier")]
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "pytorch", "stablehlo", "onnx"])
+def test_a_place_that_cannot_be_written_is_named(network, tmp_path, file_format):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(UserError, match=r"no/such/w.safetensors cannot be written \(No such file or directory\)"):
+        export.export(network, file_format, tmp_path / "no/such/w.safetensors")
 
 
 def command(module, *arguments):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+import mnist_flax
 from mnist_flax import data, image, predict
 from mnist_flax.errors import UserError
 
@@ -72,6 +74,20 @@ def test_no_ink_and_several_digits():
     np.testing.assert_array_equal(drawing(speck).pixels, drawing(stroke()).pixels)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ground", "ink", "suffix"),
+    [
+        *((np.uint16, 60000, 20000, "png"), (np.uint16, 3000, 900, "tiff"), (np.int32, 200000, 0, "tiff")),
+        *((np.float32, 0.9, 0.1, "tiff"), (np.float32, np.nan, 200, "tiff")),
+    ],
+)
+def test_pixels_of_more_than_eight_bits(dtype, ground, ink, suffix):
+    file = io.BytesIO()
+    dark = np.asarray(stroke(mode="L", ground=255, ink=0)) < 128
+    Image.fromarray(np.where(dark, ink, ground).astype(dtype)).save(file, format=suffix)
+    np.testing.assert_allclose(image.draw(image.decode(file.getvalue())).pixels, drawing(stroke()).pixels, atol=2)
+
+
 def test_a_sideways_photograph_is_turned_upright():
     file = io.BytesIO()
     exif = Image.Exif()
@@ -117,19 +133,30 @@ def test_hostile_files_are_refused_and_the_others_answered(tmp_path):
 
     good = (tmp_path / "good.png").read_bytes()
     piped = subprocess.run([*command, "-", "--show-input"], input=good, capture_output=True, check=True)
+    plain = subprocess.run(
+        [*command, "-", "-", "--show-input"],
+        input=good,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (plain.returncode, plain.stdout.count(b"\n")) == (1, 15)
+    assert plain.stderr.startswith(b"-: it is not an image")  # the second time there is nothing to read
     lines = piped.stdout.decode().splitlines()
     assert lines[0].startswith("-: 1 (")
     assert len(lines) == 1 + 14
     assert "█" in piped.stdout.decode()
 
 
-def test_folders_are_searched_for_images(tmp_path, capsys):
+def test_folders_are_searched_for_images(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in predict.find_files([str(tmp_path)])] == ["a.JPG", "b.png"]
     (tmp_path / "nothing").mkdir()
-    assert list(predict.find_files([str(tmp_path / "nothing"), "-"])) == [None]
-    assert "holds no images" in capsys.readouterr().err
+    assert list(predict.find_files([str(tmp_path / "nothing"), "-"])) == [tmp_path / "nothing", None]
+    answer, _ = predict.answer(mnist_flax.load(), tmp_path / "nothing")
+    assert answer["verdict"] == "unreadable"
+    assert "no images are to be found" in answer["error"]
 
 
 @settings(deadline=None, max_examples=150)

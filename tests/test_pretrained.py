@@ -1,4 +1,6 @@
 import re
+import tomllib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,9 +21,16 @@ def test_one_line_gives_model_variables_and_normalisation():
 
 
 def test_it_reproduces_its_card(mnist_dir):
-    figures, _, _ = evaluate.evaluate(None, "mnist", "test", mnist_dir, 0)
+    figures = evaluate.evaluate(None, "mnist", "test", mnist_dir, 0).figures
     card = classifier.PRETRAINED.with_suffix(".md").read_text()
     stated = re.search(r"accuracy \*\*(\d+\.\d+)%\*\*", card)
     assert stated is not None
     assert f"{100 * figures['accuracy']:.2f}" == stated[1]
     assert f"loss {figures['loss']:.4f}" in card
+
+
+def test_a_wheel_carries_it():
+    root = Path(__file__).parents[1]
+    carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mnist_flax"]
+    lying = {path.name for path in (root / "mnist_flax").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert {"pretrained.safetensors", "pretrained.md"} <= lying == set(carried)
