@@ -61,10 +61,7 @@ class Classifier:
 
     def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """What each block of the network puts out, by its name."""
-        inputs = self.normalization(jnp.asarray(images))
-        _, state = jax.jit(functools.partial(self.model.apply, capture_intermediates=True))(self.variables, inputs)
-        intermediates: Any = state["intermediates"]
-        return {name: np.asarray(node["__call__"][0]) for name, node in intermediates.items() if isinstance(node, dict)}
+        return jax.device_get(self._compiled_activations(self.variables, np.asarray(images)))
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -76,6 +73,15 @@ class Classifier:
             return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
         return jax.jit(log_probabilities, static_argnames="shifts", compiler_options=cpu_compiler_options())
+
+    @functools.cached_property
+    def _compiled_activations(self) -> Any:
+        def activations(variables: Any, images: Array) -> dict[str, Array]:
+            _, state = self.model.apply(variables, self.normalization(images), capture_intermediates=True)
+            intermediates: Any = state["intermediates"]
+            return {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
+
+        return jax.jit(activations, compiler_options=cpu_compiler_options())
 
 
 def _shift(images: UInt8[Array, "n h w"], down: int, right: int) -> UInt8[Array, "n h w"]:

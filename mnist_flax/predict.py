@@ -47,8 +47,7 @@ def _read(path: Path | None) -> bytes:
 def answer(network: Any, path: Path | None) -> tuple[dict[str, Any], UInt8[np.ndarray, "28 28"] | None]:
     """What is to be said about one file, and the network's input.
 
-    Keys: `path`; `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit",
-    "unclear" (no class has a probability of `CLEAR`), "no ink", "several digits" or "unreadable"; `error`, if that.
+    Keys: `path`; those of `judge`, the verdict "unreadable" among them; then `error` says why, otherwise it is None.
     """
     from mnist_flax import image
 
@@ -58,8 +57,18 @@ def answer(network: Any, path: Path | None) -> tuple[dict[str, Any], UInt8[np.nd
         drawing = image.draw(image.decode(_read(path)))
     except UserError as error:
         return {**result, "error": str(error)}, None
+    return result | judge(network, drawing), drawing.pixels
+
+
+def judge(network: Any, drawing: Any) -> dict[str, Any]:
+    """What is to be said about an image in which `image.draw` found `drawing`.
+
+    Keys: `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit", "unclear" (no
+    class has a probability of `CLEAR`), "no ink" or "several digits".
+    """
+    result: dict[str, Any] = {"digit": None, "probability": None, "probabilities": None}
     if drawing.pixels is None:
-        return {**result, "verdict": drawing.verdict}, None
+        return {**result, "verdict": drawing.verdict}
     # Averaged over small shifts: on what is no digit at all they disagree.
     labels, probabilities = network.predict(drawing.pixels[None], shifts=1)
     probability = float(probabilities[0, labels[0]])
@@ -70,7 +79,7 @@ def answer(network: Any, path: Path | None) -> tuple[dict[str, Any], UInt8[np.nd
         "probabilities": dict(zip(network.class_names, map(float, probabilities[0]), strict=True)),
         "verdict": "digit" if clear else "unclear",
     }
-    return result, drawing.pixels
+    return result
 
 
 def describe(result: dict[str, Any]) -> str:
