@@ -33,7 +33,7 @@ MAX_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000
 MAX_IN_FLIGHT = 32  # predictions, from their first byte to the answer
 MAX_CONNECTIONS = 256
-RATE = 300  # predictions a second, from everybody together
+RATE = 300.0  # predictions a second, from everybody together
 SECONDS = 10.0  # to send a request's head, and as many for its body
 
 HEADERS = {
@@ -82,7 +82,8 @@ def describe(network: Any) -> str:
     """How good a network is, as far as its card says."""
     if "val_accuracy" not in network.card:
         return "its accuracy was never measured"
-    return f"{network.card['val_accuracy']:.2%} on {network.card['dataset']}, {network.card['selection_split']} split"
+    card = network.card
+    return f"{card['selection_split']} accuracy {card['val_accuracy']:.2%} on {card['dataset']}"
 
 
 def is_known(host: str, names: frozenset[str]) -> bool:

@@ -295,8 +295,8 @@ const scale = (stops) =>
     const low = Math.min(Math.floor(position), stops.length - 2), share = position - low;
     return stops[low].map((x, i) => x + share * (stops[low + 1][i] - x));
   });
-const GREYS = scale([[0, 0, 0], [255, 255, 255]]);
-const COLOURS = scale([[16, 21, 30], [50, 58, 108], [48, 112, 150], [76, 184, 172], [238, 252, 232]]);
+const GREYS = scale([[16, 21, 30], [255, 255, 255]]);
+const COLOURS = scale([[16, 21, 30], [38, 84, 138], [52, 150, 168], [120, 212, 180], [240, 253, 232]]);
 
 /** Channels side by side, four to a row, a gap of a pixel between them; dark where there are no values. */
 function drawTiles(canvas, { width, height, channels }, values, colours) {
