@@ -48,9 +48,9 @@ HEADERS = {
 
 
 def look(network: Any, data: bytes) -> dict[str, Any]:
-    """All there is to show of one image file: what `predict.judge` says, the network's input and what blocks make of it.
+    """All there is to show of one image file: the verdict, the network's input and what its blocks make of that.
 
-    Keys: those of `judge`; `pixels`, 28×28 bytes, and `maps`, a list of blocks, or None where there was no digit to see.
+    Keys: those of `predict.judge`; `pixels`, 28×28 bytes, and `maps`, a list of blocks, None if there is not one digit.
 
     Raises:
         UserError: the file is no image, damaged or too large.

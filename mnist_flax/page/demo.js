@@ -4,7 +4,7 @@
 const element = (id) => document.getElementById(id);
 const board = element("board"), pen = board.getContext("2d", { willReadFrequently: true });
 const SIDE = board.width; // in the board's own pixels
-const SENT = 280; // side of the picture that is sent: ten times what the network sees
+const SENT = 140; // side of the picture that is sent: five times what the network sees
 const DARK = "#10151e", LIGHT = "#ffffff";
 
 // ---- What is on the board: steps, of which the last can be undone.
@@ -66,7 +66,7 @@ function clear() {
 function newStroke(point) {
   // Ink contrasts with the paper of the picture it is drawn on.
   const ink = steps.findLast((step) => !step.points)?.ink ?? LIGHT;
-  add({ points: [point], width: (element("brush").value * SIDE) / SENT, ink });
+  add({ points: [point], width: Number(element("brush").value), ink });
 }
 
 function extendStroke(points) {
