@@ -83,7 +83,7 @@ def describe(network: Any) -> str:
     if "val_accuracy" not in network.card:
         return "its accuracy was never measured"
     card = network.card
-    return f"{card['selection_split']} accuracy {card['val_accuracy']:.2%} on {card['dataset']}"
+    return f"{card.get('selection_split', 'validation')} accuracy {card['val_accuracy']:.2%} on {card['dataset']}"
 
 
 def is_known(host: str, names: frozenset[str]) -> bool:
