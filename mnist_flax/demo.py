@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.parse
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,11 @@ def create_app(
     return Guard(app, frozenset({"localhost", *(name.lower() for name in names)}))
 
 
-def create_server(app: Any) -> Any:
-    """A uvicorn server that hangs up on who dawdles: uvicorn itself waits for a request's head for ever."""
+def create_server(app: Any, started: Callable[[], None] = lambda: None) -> Any:
+    """A uvicorn server that calls `started` when it answers requests and signals.
+
+    It hangs up on who dawdles: uvicorn itself waits for a request's head for ever.
+    """
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -275,6 +279,11 @@ def create_server(app: Any) -> Any:
             if self.cycle is previous:
                 self.transport.close()
 
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started()
+
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -287,7 +296,7 @@ def create_server(app: Any) -> Any:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=3,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -339,11 +348,14 @@ def main() -> None:
         app = create_app(network, name, names=(options.host, own_name, f"{own_name}.local"))
         host = own_name if options.host in ("0.0.0.0", "::") else options.host
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        print(f"{name}: {describe(network)}\n{url} (Ctrl-C ends it)", flush=True)
-        if not options.no_browser:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+        def announce() -> None:
+            print(f"{name}: {describe(network)}\n{url} (Ctrl-C ends it)", flush=True)
+            if not options.no_browser:
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
         with contextlib.suppress(KeyboardInterrupt):
-            create_server(app).run(sockets=[listener])
+            create_server(app, announce).run(sockets=[listener])
 
 
 if __name__ == "__main__":
