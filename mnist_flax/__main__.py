@@ -4,6 +4,7 @@ COMMANDS = {
     "train": "train a network, or several at once, or resume",
     "evaluate": "measure a trained network: accuracy, loss, calibration, every class",
     "predict": "say which digit an image file shows",
+    "demo": "open a page to draw digits on, which shows what the network sees",
     "report": "draw curves, mistakes, calibration, filters and activations",
     "export": "write it as safetensors, PyTorch state dict, StableHLO or ONNX",
     "import_weights": "read the PyTorch original's weights",

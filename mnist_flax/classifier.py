@@ -65,14 +65,11 @@ class Classifier:
 
     def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
         """What novelty goes by: the later blocks' outputs, averaged over the image."""
-        return _in_batches(functools.partial(self._pooled, self.variables), images, BATCH)
+        return _in_batches(functools.partial(self._compiled_features, self.variables), images, BATCH)
 
     def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """What each block of the network puts out, by its name."""
-        inputs = self.normalization(jnp.asarray(images))
-        _, state = jax.jit(functools.partial(self.model.apply, capture_intermediates=True))(self.variables, inputs)
-        intermediates: Any = state["intermediates"]
-        return {name: np.asarray(node["__call__"][0]) for name, node in intermediates.items() if isinstance(node, dict)}
+        return jax.device_get(self._compiled_activations(self.variables, np.asarray(images)))
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -86,13 +83,22 @@ class Classifier:
         return jax.jit(log_probabilities, static_argnames="shifts", compiler_options=cpu_compiler_options())
 
     @functools.cached_property
-    def _pooled(self) -> Any:
+    def _compiled_activations(self) -> Any:
+        return jax.jit(self._outputs, compiler_options=cpu_compiler_options())
+
+    @functools.cached_property
+    def _compiled_features(self) -> Any:
         def features(variables: Any, images: Array) -> Array:
-            applied: Any = self.model.apply(variables, self.normalization(images), capture_intermediates=True)
-            outputs = applied[1]["intermediates"]
-            return jnp.concatenate([outputs[block]["__call__"][0].mean((1, 2)) for block in BLOCKS], axis=-1)
+            outputs = self._outputs(variables, images)
+            return jnp.concatenate([outputs[block].mean((1, 2)) for block in BLOCKS], axis=-1)
 
         return jax.jit(features, compiler_options=cpu_compiler_options())
+
+    def _outputs(self, variables: Any, images: UInt8[Array, "n 28 28"]) -> dict[str, Array]:
+        """Each block's, by its name."""
+        _, state = self.model.apply(variables, self.normalization(images), capture_intermediates=True)
+        intermediates: Any = state["intermediates"]
+        return {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
 
 
 def _in_batches(function: Callable[..., Array], images: Any, size: int) -> np.ndarray:

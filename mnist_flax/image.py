@@ -36,19 +36,19 @@ class Drawing(NamedTuple):
     verdict: str  # "digit", "no ink" or "several digits"
 
 
-def decode(data: bytes) -> Float[np.ndarray, "h w"]:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Float[np.ndarray, "h w"]:
     """The first frame of an image file as grey levels in 0..1, upright, what is transparent contrasting with the rest.
 
     Raises:
-        UserError: it is not an image of one of `FORMATS`, is damaged, or is too large.
+        UserError: it is not an image of one of `FORMATS`, is damaged, or has more than `max_pixels`.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow finds odd but can read
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 # Pillow itself refuses to open what claims to be three times as large.
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"it has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
+                if image.width * image.height > max_pixels:
+                    raise UserError(f"it has {image.width}×{image.height} pixels, more than {max_pixels:,}")
                 image.draft("L", (WORKING_SIDE, WORKING_SIDE))  # decodes a large JPEG at a fraction of its size
                 image.load()
                 image = ImageOps.exif_transpose(image)
@@ -56,7 +56,7 @@ def decode(data: bytes) -> Float[np.ndarray, "h w"]:
     except UnidentifiedImageError as error:
         raise UserError(f"it is not an image ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"it has more than {MAX_PIXELS:,} pixels") from error
+        raise UserError(f"it has more than {max_pixels:,} pixels") from error
     except (OSError, ValueError, SyntaxError, MemoryError) as error:  # Pillow on damaged files
         raise UserError(f"it is damaged ({error})") from error
 

@@ -14,6 +14,7 @@ from mnist_flax.errors import ArgumentParser, UserError, command
 
 if TYPE_CHECKING:
     from mnist_flax.classifier import Classifier
+    from mnist_flax.image import Drawing
 
 # Below this probability the network is guessing.
 CLEAR = 0.6
@@ -59,8 +60,8 @@ def _read(path: Path | None) -> bytes:
 def answer(network: "Classifier", path: Path | None) -> tuple[dict[str, Any], UInt8[np.ndarray, "28 28"] | None]:
     """What is to be said about one file, and the network's input.
 
-    Keys: `path`; `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit",
-    what `judge` or `image.draw` say otherwise, or "unreadable"; `error`, if that.
+    Keys: `path`; those of `judge_drawing`, the verdict "unreadable" among them; then `error` says why, otherwise it is
+    None.
     """
     from mnist_flax import image
 
@@ -70,17 +71,25 @@ def answer(network: "Classifier", path: Path | None) -> tuple[dict[str, Any], UI
         drawing = image.draw(image.decode(_read(path)))
     except UserError as error:
         return {**result, "error": str(error)}, None
+    return result | judge_drawing(network, drawing), drawing.pixels
+
+
+def judge_drawing(network: "Classifier", drawing: "Drawing") -> dict[str, Any]:
+    """What is to be said about an image in which `image.draw` found `drawing`.
+
+    Keys: `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit", or what `judge`
+    or `image.draw` say otherwise.
+    """
     if drawing.pixels is None:
-        return {**result, "verdict": drawing.verdict}, None
+        return {"digit": None, "probability": None, "probabilities": None, "verdict": drawing.verdict}
     [probabilities], [verdict] = judge(network, drawing.pixels[None])
     best = int(probabilities.argmax())
-    result |= {
+    return {
         "digit": network.class_names[best] if verdict == "digit" else None,
         "probability": float(probabilities[best]),
         "probabilities": dict(zip(network.class_names, map(float, probabilities), strict=True)),
         "verdict": verdict,
     }
-    return result, drawing.pixels
 
 
 def judge(

@@ -1,0 +1,360 @@
+// The page of `python -m mnist_flax.demo`. What is on the board goes to the server as an image file, and the server
+// treats it as `python -m mnist_flax.predict` would: nothing is decided here.
+
+const element = (id) => document.getElementById(id);
+const board = element("board"), pen = board.getContext("2d", { willReadFrequently: true });
+const SIDE = board.width; // in the board's own pixels
+const SENT = 140; // side of the picture that is sent: five times what the network sees
+const DARK = "#10151e", LIGHT = "#ffffff";
+
+// ---- What is on the board: steps, of which the last can be undone.
+// {points, width, ink} is a stroke; {picture, paper, ink, file, label} an opened image; {} an empty board.
+
+let steps = [];
+
+function paint(step) {
+  if (step.points) {
+    pen.strokeStyle = step.ink;
+    pen.lineWidth = step.width;
+    pen.lineCap = pen.lineJoin = "round";
+    pen.beginPath();
+    pen.moveTo(...step.points[0]);
+    for (const point of step.points) pen.lineTo(...point);
+    pen.stroke();
+    return;
+  }
+  pen.fillStyle = step.paper ?? DARK;
+  pen.fillRect(0, 0, SIDE, SIDE);
+  if (!step.picture) return;
+  const { width, height } = step.picture, scale = SIDE / Math.max(width, height);
+  pen.imageSmoothingEnabled = width > 28; // a test image keeps its pixels
+  const left = (SIDE - width * scale) / 2, top = (SIDE - height * scale) / 2;
+  pen.drawImage(step.picture, left, top, width * scale, height * scale);
+}
+
+function repaint() {
+  paint({});
+  steps.forEach(paint);
+}
+
+function changed() {
+  const last = steps.at(-1);
+  element("hint").hidden = Boolean(last?.points || last?.file);
+  for (const button of element("examples").children) {
+    button.setAttribute("aria-pressed", String(button.dataset.file === last?.example));
+  }
+  wanted = true;
+  ask();
+}
+
+function add(step) {
+  steps.push(step);
+  paint(step);
+  changed();
+}
+
+function undo() {
+  steps.pop();
+  repaint();
+  changed();
+}
+
+function clear() {
+  if (steps.length && Object.keys(steps.at(-1)).length) add({});
+}
+
+function newStroke(point) {
+  // Ink contrasts with the paper of the picture it is drawn on.
+  const ink = steps.findLast((step) => !step.points)?.ink ?? LIGHT;
+  add({ points: [point], width: Number(element("brush").value), ink });
+}
+
+function extendStroke(points) {
+  const stroke = steps.at(-1);
+  paint({ ...stroke, points: [stroke.points.at(-1), ...points] });
+  stroke.points.push(...points);
+  changed();
+}
+
+// ---- Mouse, pen and finger
+
+let pointer = null; // the one that draws
+
+const place = (event) => {
+  const box = board.getBoundingClientRect();
+  return [((event.clientX - box.left) / box.width) * SIDE, ((event.clientY - box.top) / box.height) * SIDE];
+};
+
+board.addEventListener("pointerdown", (event) => {
+  if (pointer !== null || event.button !== 0) return;
+  pointer = event.pointerId;
+  board.setPointerCapture(pointer);
+  element("pen").hidden = true;
+  penDown = false;
+  newStroke(place(event));
+});
+board.addEventListener("pointermove", (event) => {
+  if (event.pointerId !== pointer) return;
+  const events = event.getCoalescedEvents?.() ?? [];
+  extendStroke((events.length ? events : [event]).map(place));
+});
+for (const name of ["pointerup", "pointercancel"]) {
+  board.addEventListener(name, (event) => {
+    if (event.pointerId === pointer) pointer = null;
+  });
+}
+
+// ---- Keyboard
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+let at = [SIDE / 2, SIDE / 4], penDown = false;
+
+function showPen() {
+  const mark = element("pen");
+  mark.hidden = false;
+  mark.classList.toggle("down", penDown);
+  mark.style.left = `${(100 * at[0]) / SIDE}%`;
+  mark.style.top = `${(100 * at[1]) / SIDE}%`;
+}
+
+board.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || pointer !== null) return;
+  if (event.key in ARROWS) {
+    const step = event.shiftKey ? 4 : 20;
+    at = at.map((x, axis) => Math.min(SIDE, Math.max(0, x + step * ARROWS[event.key][axis])));
+    if (penDown) extendStroke([at]);
+  } else if (event.key === " ") {
+    penDown = !penDown;
+    if (penDown) newStroke(at);
+    say(penDown ? "Pen down" : "Pen up");
+  } else if (event.key === "Delete" || event.key === "Backspace") {
+    penDown = false;
+    clear();
+  } else return;
+  event.preventDefault();
+  showPen();
+});
+board.addEventListener("blur", () => {
+  penDown = false;
+  element("pen").hidden = true;
+});
+document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z") {
+    event.preventDefault();
+    penDown = false;
+    undo();
+  }
+});
+element("undo").addEventListener("click", undo);
+element("clear").addEventListener("click", clear);
+
+// ---- Image files: opened, dropped, pasted, or one of the examples
+
+async function open(file, example = null) {
+  if (!file.type.startsWith("image/")) return complain("That is not an image file.");
+  if (model && file.size > model.max_bytes) {
+    return complain(`The picture is larger than ${model.max_bytes / 1e6} MB.`);
+  }
+  let picture = null, paper = DARK, ink = LIGHT;
+  try {
+    picture = await createImageBitmap(file);
+    const corner = new OffscreenCanvas(1, 1).getContext("2d");
+    corner.drawImage(picture, 0, 0);
+    const [red, green, blue, alpha] = corner.getImageData(0, 0, 1, 1).data;
+    // On grey both dark and light ink show, whichever it is that a transparent picture has.
+    paper = alpha < 255 ? "#808080" : `rgb(${red} ${green} ${blue})`;
+    ink = alpha === 255 && red + green + blue > 384 ? DARK : LIGHT;
+  } catch {
+    // The browser cannot show it (TIFF, say); the server may know better.
+  }
+  add({ picture, paper, ink, file, example: example?.file, label: example?.label });
+}
+
+function openFirst(files) {
+  if (files.length) open(files[0]);
+  else complain("That is not an image file.");
+}
+
+element("file").addEventListener("change", (event) => {
+  openFirst(event.target.files);
+  event.target.value = ""; // so that the same file can be opened again
+});
+document.addEventListener("paste", (event) => openFirst(event.clipboardData.files));
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  openFirst(event.dataTransfer.files);
+});
+
+// ---- Asking the server: one request at a time, about the newest picture
+
+let model = null, wanted = false, asking = false;
+const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const nextFrame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+
+function boardAsFile() {
+  const copy = new OffscreenCanvas(SENT, SENT);
+  copy.getContext("2d").drawImage(board, 0, 0, SENT, SENT);
+  return copy.convertToBlob();
+}
+
+async function ask() {
+  if (asking) return;
+  asking = true;
+  while (wanted) {
+    await nextFrame();
+    wanted = false;
+    const last = steps.at(-1);
+    try {
+      const body = last?.file ?? (await boardAsFile());
+      const started = performance.now();
+      const response = await fetch("predict", { method: "POST", body, headers: { "Content-Type": body.type } });
+      const answer = await response.json();
+      if (response.status === 429 || response.status === 503) {
+        await wait(1000 * (response.headers.get("Retry-After") ?? 1));
+        wanted = true;
+      } else if (response.ok) {
+        complain("");
+        show(answer, last?.label, performance.now() - started);
+      } else {
+        complain(answer.error);
+        show({ verdict: "unreadable" });
+      }
+    } catch {
+      complain("The server does not answer. Is it still running?");
+    }
+  }
+  asking = false;
+}
+
+// ---- Showing the answer
+
+const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+function complain(sentence) {
+  element("problem").textContent = sentence;
+}
+
+let saying;
+function say(sentence) {
+  // A screen reader hears what things have come to, not every change on the way.
+  clearTimeout(saying);
+  saying = setTimeout(() => (element("spoken").textContent = sentence), 600);
+}
+
+function show(answer, label, milliseconds) {
+  const ranked = Object.entries(answer.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
+  const [first, second] = ranked.map(([name, probability]) => `${name} (${percent(probability)})`);
+  const verdict = answer.verdict[0].toUpperCase() + answer.verdict.slice(1);
+  element("answer").textContent = answer.digit ?? verdict;
+  element("answer").className = (answer.digit ?? verdict).length > 1 ? "words" : "";
+  let detail = ranked.length ? `${percent(ranked[0][1])}, then ${second}` : "";
+  if (ranked.length && answer.digit === null) detail = `Perhaps ${first}, or ${second}`;
+  element("detail").textContent = detail;
+  if (label !== undefined && ranked.length) {
+    const note = document.createElement("span");
+    note.className = answer.digit === label ? "right" : "wrong";
+    note.textContent = answer.digit === label ? `. Its label: ${label}` : `. Wrong: its label is ${label}`;
+    element("detail").append(note);
+  }
+  say(`${answer.digit ?? verdict}. ${element("detail").textContent}`);
+  element("detail").title = milliseconds ? `answered in ${milliseconds.toFixed(0)} ms` : "";
+  element("detail").dataset.milliseconds = milliseconds ?? "";
+
+  for (const bar of element("bars").children) {
+    const probability = answer.probabilities?.[bar.dataset.name] ?? 0;
+    const [name, meter, value] = bar.children;
+    for (const part of [name, value]) part.classList.toggle("first", bar.dataset.name === ranked[0]?.[0]);
+    meter.setAttribute("aria-valuenow", probability.toFixed(3));
+    meter.setAttribute("aria-valuetext", percent(probability));
+    meter.firstChild.style.transform = `scaleX(${probability})`;
+    value.textContent = ranked.length ? percent(probability) : "";
+  }
+
+  const seen = element("seen");
+  seen.setAttribute("aria-label", answer.pixels ? "The picture in 28 by 28 pixels" : "Nothing: there is not one digit");
+  drawTiles(seen, { width: 28, height: 28, channels: 1 }, answer.pixels && bytes(answer.pixels), GREYS);
+  for (const [index, block] of model.blocks.entries()) {
+    const values = answer.maps && bytes(answer.maps[index].values);
+    drawTiles(element("maps").children[index].querySelector("canvas"), block, values, COLOURS);
+  }
+}
+
+// From a byte to a colour; the second scale runs from the board's dark through blue and green to near white.
+const scale = (stops) =>
+  Array.from({ length: 256 }, (_, value) => {
+    const position = (value / 255) * (stops.length - 1);
+    const low = Math.min(Math.floor(position), stops.length - 2), share = position - low;
+    return stops[low].map((x, i) => x + share * (stops[low + 1][i] - x));
+  });
+const GREYS = scale([[16, 21, 30], [255, 255, 255]]);
+const COLOURS = scale([[16, 21, 30], [38, 84, 138], [52, 150, 168], [120, 212, 180], [240, 253, 232]]);
+
+/** Channels side by side, four to a row, a gap of a pixel between them; dark where there are no values. */
+function drawTiles(canvas, { width, height, channels }, values, colours) {
+  const columns = Math.min(channels, 4), rows = Math.ceil(channels / columns);
+  canvas.width = columns * (width + 1) - 1;
+  canvas.height = rows * (height + 1) - 1;
+  const context = canvas.getContext("2d"), tile = context.createImageData(width, height);
+  for (let channel = 0; channel < channels; channel++) {
+    for (let i = 0; i < width * height; i++) {
+      tile.data.set(colours[values ? values[channel * width * height + i] : 0], 4 * i);
+      tile.data[4 * i + 3] = 255;
+    }
+    context.putImageData(tile, (channel % columns) * (width + 1), Math.floor(channel / columns) * (height + 1));
+  }
+}
+
+// ---- The page itself
+
+function build(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content.firstElementChild;
+}
+
+async function start() {
+  repaint();
+  try {
+    model = await (await fetch("model")).json();
+  } catch {
+    return complain("The server does not answer. Is it still running?");
+  }
+  element("model").textContent = `${model.name} · ${model.accuracy}`;
+  for (const name of model.class_names) {
+    const bar = build(`<li><span class="name"></span><div class="meter" role="meter" aria-valuemin="0"
+      aria-valuemax="1" aria-valuenow="0"><div></div></div><span class="value"></span></li>`);
+    bar.dataset.name = bar.firstChild.textContent = name;
+    bar.querySelector(".meter").setAttribute("aria-label", `Probability of ${name}`);
+    element("bars").append(bar);
+  }
+  for (const block of model.blocks) {
+    const size = `${block.height}×${block.width}×${block.channels}`;
+    const figure = build(`<figure><figcaption><b>${block.name}</b>${size}</figcaption>
+      <canvas role="img" aria-label="${block.channels} feature maps of ${block.name}"></canvas></figure>`);
+    element("maps").append(figure);
+    drawTiles(figure.querySelector("canvas"), block, null, COLOURS);
+  }
+  drawTiles(element("seen"), { width: 28, height: 28, channels: 1 }, null, GREYS);
+  for (const { file, label, hard } of model.examples) {
+    const button = build(`<button type="button" aria-pressed="false"><img src="${file}" width="28" height="28"></button>`);
+    button.firstChild.alt = `A ${label}`;
+    button.dataset.file = file;
+    button.classList.toggle("hard", hard);
+    button.addEventListener("click", async () => open(await (await fetch(file)).blob(), { file, label }));
+    element("examples").append(button);
+  }
+  const hard = model.examples.filter((example) => example.hard).length;
+  element("hard").textContent = hard ? `the last ${hard} this network gets wrong` : "";
+  element("examples").closest("section").hidden = !model.examples.length;
+}
+
+await start();
