@@ -5,9 +5,14 @@ as long as they are right: Orbax restores a flipped bit without a word. Two are 
 while it wrote one, or finds the newest damaged, has another.
 """
 
+import errno
 import hashlib
+import logging
+import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,8 @@ from mnist_flax.mesh import wait_for_all
 from mnist_flax.step import TrainState
 
 KEEP = 2
+SLACK = 250_000  # bytes that a checkpoint's own records may take, amply
+_KNOWN = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
@@ -47,6 +54,9 @@ class Checkpoints:
         path = self.directory / str(step)
         assert self._manager is not None
         with _explained(f"cannot write a checkpoint to {self.directory}"):
+            # Full disks that TensorStore meets half-way make its threads print tracebacks that nobody can catch.
+            if shutil.disk_usage(self.directory).free < 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(step, args=items, force=True)
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
@@ -141,19 +151,24 @@ def _warn(checkpoint: Path, what_now: str) -> None:
     warnings.warn(f"{checkpoint} is damaged (its files are not those that were saved) and {what_now}", stacklevel=2)
 
 
-class _explained:  # noqa: N801 - a context manager
-    """Orbax and TensorStore report a full disk or a damaged file by many types; say it in one sentence."""
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Orbax and TensorStore report a full disk by many types, and log pages of it; say it in one sentence.
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.what}: {reason[:300] or type(error).__name__}") from error
+    Raises:
+        UserError: in place of any exception.
+    """
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        known = next((text for text in map(os.strerror, _KNOWN) if text in reason), None)
+        raise UserError(f"{what}: {known or reason[:300]}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def resumable(state: TrainState) -> dict[str, Any]:

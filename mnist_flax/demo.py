@@ -51,7 +51,8 @@ HEADERS = {
 def look(network: Any, data: bytes) -> dict[str, Any]:
     """All there is to show of one image file: the verdict, the network's input and what its blocks make of that.
 
-    Keys: those of `predict.judge_drawing`; `pixels`, 28×28 bytes, and `maps`, a list of blocks, None if there is not one digit.
+    Keys: those of `predict.judge_drawing`; `pixels`, 28×28 bytes, and `maps`, a list of blocks, None if there is not
+    one digit.
 
     Raises:
         UserError: the file is no image, damaged or too large.

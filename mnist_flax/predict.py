@@ -77,8 +77,8 @@ def answer(network: "Classifier", path: Path | None) -> tuple[dict[str, Any], UI
 def judge_drawing(network: "Classifier", drawing: "Drawing") -> dict[str, Any]:
     """What is to be said about an image in which `image.draw` found `drawing`.
 
-    Keys: `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit", or what `judge`
-    or `image.draw` say otherwise.
+    Keys: `digit`, a class name or None; its `probability`; `probabilities` by class; `verdict`: "digit", or what
+    `judge` or `image.draw` say otherwise.
     """
     if drawing.pixels is None:
         return {"digit": None, "probability": None, "probabilities": None, "verdict": drawing.verdict}

@@ -22,6 +22,8 @@ from mnist_flax.errors import UserError, command
 DEFAULTS: dict[str, Any] = {"epochs": 10, "patience": 5}
 # 1,319 training images take more epochs, and 119 validation images tell them apart less often.
 DEFAULTS_FOR: dict[str, dict[str, Any]] = {"digits": {"epochs": 60, "patience": 20}}
+# After so long without a sign of life a process of a job is taken for dead, and the others end.
+HEARTBEAT_SECONDS = 30
 OWN_FILES = (
     *("config.json", "metrics.jsonl", "summary.json", "best", "last", "hparams", "report"),
     *("events.out.tfevents.*", "seed-[0-9]*"),
@@ -117,7 +119,7 @@ def _join() -> None:
     # It would answer SIGTERM in place of our own handler, and Ctrl-C not at all.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             "--distributed found no job to join: start one process for each host, or GPU, under Slurm, Open MPI, "

@@ -1,0 +1,104 @@
+"""Jobs of several processes on this machine, found by JAX through the variables that Slurm sets."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_train import rows, wait_for_rows
+
+from mnist_flax.checkpoint import load_variables
+from mnist_flax.interop import to_pytorch
+
+# Devices sum in another order, and training magnifies that: by 1e-5 a step it stays small enough to be compared.
+OPTIONS = ["--dataset", "digits", "--epochs", "3", "--no-report", "--max-lr", "1e-5"]
+
+
+def start(num_processes, devices_each, workdir):
+    """The processes of a job; one without a job if there is only one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for i in range(num_processes):
+        slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": num_processes}
+        slurm |= {"SLURM_PROCID": i, "SLURM_LOCALID": i, "JAX_COORDINATOR_PORT": port}
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}"}
+        environment |= {name: str(value) for name, value in slurm.items()} if num_processes > 1 else {}
+        command = [sys.executable, "-m", "mnist_flax.train", *OPTIONS, "--workdir", str(workdir)]
+        command += ["--distributed"] if num_processes > 1 else []
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    return processes
+
+
+def finish(processes):
+    """Exit statuses, and what each said, without Gloo's own lines."""
+    outcomes = [process.communicate(timeout=200) for process in processes]
+    said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in outcomes]
+    return [process.returncode for process in processes], said, [err for _, err in outcomes]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One process on four devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    statuses, _, errors = finish(start(1, 4, workdir))
+    assert statuses == [0], errors
+    return workdir
+
+
+def assert_close(workdir, whole):
+    """Losses to 1e-5; weights, which 63 steps have moved by up to 6e-4, to 5e-6."""
+    found, expected = rows(workdir), rows(whole)
+    assert [row["epoch"] for row in found] == [1, 2, 3]
+    for name in ("train_loss", "val_loss"):
+        np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], rtol=1e-5)
+    ours, theirs = (to_pytorch(load_variables(path)[0]) for path in (workdir, whole))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=5e-6, rtol=1e-5, err_msg=name)
+
+
+def test_four_processes_stop_and_go_on_as_one_would(whole, tmp_path):
+    processes = start(4, 1, tmp_path)
+    wait_for_rows(processes[0], tmp_path, 1)
+    processes[3].send_signal(signal.SIGTERM)
+    statuses, said, _ = finish(processes)
+    assert statuses == [143] * 4
+    assert said[0][-1].startswith("Saved after step")
+    assert said[1:] == [[], [], []]
+    statuses, said, errors = finish(start(4, 1, tmp_path))
+    assert statuses == [0] * 4, errors
+    assert any("Resuming after epoch" in line for line in said[0])
+    assert said[1:] == [[], [], []]
+    assert_close(tmp_path, whole)
+    statuses, said, _ = finish(start(4, 1, tmp_path))
+    assert statuses == [0] * 4
+    assert "holds a finished run" in said[0][0]
+
+
+def test_where_one_process_is_killed_the_others_end_and_any_number_goes_on(whole, tmp_path):
+    processes = start(2, 2, tmp_path)
+    wait_for_rows(processes[0], tmp_path, 1)
+    processes[1].kill()
+    killed = time.monotonic()
+    statuses, _, errors = finish(processes)
+    assert time.monotonic() - killed < 60
+    print(statuses, errors[0])
+    assert statuses[0] == 1
+    statuses, said, errors = finish(start(1, 1, tmp_path))
+    assert statuses == [0], errors
+    assert any("Resuming after epoch" in line for line in said[0])
+    assert_close(tmp_path, whole)
+
+
+def test_without_a_job_there_is_nothing_to_join(tmp_path):
+    command = [sys.executable, "-m", "mnist_flax.train", *OPTIONS, "--distributed", "--workdir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --distributed found no job to join")
+    assert "Traceback" not in done.stderr
