@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mnist_flax.card import check
 from mnist_flax.errors import UserError
 from mnist_flax.logs import write_text
 from mnist_flax.mesh import wait_for_all
@@ -205,4 +206,4 @@ def _load(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         checkpoints.close()
     if restored is None:
         raise UserError(f"{best} holds no finished checkpoint")
-    return restored
+    return restored[0], check(restored[1], best, required=("val_accuracy", "val_loss"))

@@ -9,6 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from mnist_flax import novelty
+from mnist_flax.card import check
 from mnist_flax.errors import UserError
 
 _CARD = "card"  # the header's one entry, as JSON
@@ -50,16 +51,19 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
         with safe_open(path, framework="numpy") as file:
             tensors: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
             card = json.loads((file.metadata() or {}).get(_CARD, "null"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file ({error})") from error
     expected: Any = traverse_util.flatten_dict(jax.eval_shape(init_variables, jax.random.key(0)), sep="/")
     shapes, expected_shapes = ({name: x.shape for name, x in tree.items()} for tree in (tensors, expected))
     if any(name.startswith(_REFERENCE) for name in shapes):
         sides = {"means": (NUM_CLASSES, novelty.NUM_FEATURES), "whitening": (novelty.NUM_FEATURES,) * 2}
         expected_shapes |= {f"{_REFERENCE}/{name}": shape for name, shape in sides.items()}
-    if shapes != expected_shapes or not isinstance(card, dict):
+    if shapes != expected_shapes:
         wrong = sorted(set(shapes.items()) ^ set(expected_shapes.items()))
-        raise UserError(f"{path} does not hold this network with its card ({wrong[0] if wrong else 'no card'})")
+        raise UserError(f"{path} does not hold this network ({wrong[0]})")
+    if any(x.dtype != np.float32 for x in tensors.values()):
+        raise UserError(f"{path} does not hold this network (its numbers are not float32)")
+    card = check(card, path)
     variables = traverse_util.unflatten_dict(tensors, sep="/")
     reference: Any = variables.pop(_REFERENCE, None)
     return variables, card, reference and novelty.Reference(**reference)

@@ -16,7 +16,7 @@ def test_zero_ranges_are_the_identity():
     np.testing.assert_array_equal(augment(jax.random.key(0), jnp.asarray(IMAGES), NONE), IMAGES)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.floats(-180, 180),
     st.floats(0.3, 3),

@@ -25,7 +25,7 @@ def test_idx_round_trip(array):
 
 
 @given(st.binary(max_size=200), st.integers(1, 3))
-def test_idx_garbage_is_a_value_error(garbage, num_dimensions):
+def test_fuzz_idx_files(garbage, num_dimensions):
     with pytest.raises(ValueError, match=r"not an IDX file|header announces"):
         data.decode_idx(b"\x00\x00\x08" + bytes([num_dimensions]) + garbage + b"\x00", num_dimensions)
 
