@@ -15,7 +15,7 @@ from mnist_flax.checkpoint import load_variables
 from mnist_flax.interop import to_pytorch
 
 # Devices sum in another order, and training magnifies that: by 1e-5 a step it stays small enough to be compared.
-OPTIONS = ["--dataset", "digits", "--epochs", "3", "--no-report", "--max-lr", "1e-5"]
+OPTIONS = ["--dataset", "digits", "--epochs", "4", "--no-report", "--max-lr", "1e-5"]
 
 
 def start(num_processes, devices_each, workdir):
@@ -53,12 +53,12 @@ def whole(tmp_path_factory):
 
 
 def assert_close(workdir, whole):
-    """Losses to 1e-5; weights, which 63 steps have moved by up to 6e-4, to 5e-6.
+    """Losses to 1e-5; weights, which 84 steps have moved by up to 8e-4, to 5e-6.
 
     But for the one bias that BatchNorm subtracts again: its gradients are rounding errors, which Adam enlarges.
     """
     found, expected = rows(workdir), rows(whole)
-    assert [row["epoch"] for row in found] == [1, 2, 3]
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     for name in ("train_loss", "val_loss"):
         np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], rtol=1e-5)
     ours, theirs = (to_pytorch(load_variables(path)[0]) for path in (workdir, whole))
@@ -68,34 +68,30 @@ def assert_close(workdir, whole):
         np.testing.assert_allclose(ours[name], value, atol=5e-6, rtol=1e-5, err_msg=name)
 
 
-def test_four_processes_stop_and_go_on_as_one_would(whole, tmp_path):
-    processes = start(4, 1, tmp_path)
+def test_stopped_and_killed_and_gone_on_with_by_more_processes(whole, tmp_path):
+    processes = start(2, 2, tmp_path)
     wait_for_rows(processes[0], tmp_path, 1)
-    processes[3].send_signal(signal.SIGTERM)
-    statuses, said, _ = finish(processes)
-    assert statuses == [143] * 4
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, said, errors = finish(processes)
+    assert statuses == [143, 143], errors
     assert said[0][-1].startswith("Saved after step")
-    assert said[1:] == [[], [], []]
+    assert said[1] == []
+
+    processes = start(2, 2, tmp_path)
+    wait_for_rows(processes[0], tmp_path, 2)
+    processes[1].kill()
+    killed = time.monotonic()
+    statuses, said, errors = finish(processes)
+    assert time.monotonic() - killed < 60
+    assert statuses == [1, -signal.SIGKILL]
+    assert any("Resuming after epoch" in line for line in said[0])
+    assert errors[0].startswith("error: another process of the job has ended")
+    assert "start the job again to go on" in errors[0]
+
     statuses, said, errors = finish(start(4, 1, tmp_path))
     assert statuses == [0] * 4, errors
     assert any("Resuming after epoch" in line for line in said[0])
     assert said[1:] == [[], [], []]
-    assert_close(tmp_path, whole)
-
-
-def test_where_one_process_is_killed_the_others_end_and_any_number_goes_on(whole, tmp_path):
-    processes = start(2, 2, tmp_path)
-    wait_for_rows(processes[0], tmp_path, 1)
-    processes[1].kill()
-    killed = time.monotonic()
-    statuses, _, errors = finish(processes)
-    assert time.monotonic() - killed < 60
-    assert statuses == [1, -signal.SIGKILL]
-    assert errors[0].startswith("error: another process of the job has ended")
-    assert "start the job again to go on" in errors[0]
-    statuses, said, errors = finish(start(1, 1, tmp_path))
-    assert statuses == [0], errors
-    assert any("Resuming after epoch" in line for line in said[0])
     assert_close(tmp_path, whole)
 
 

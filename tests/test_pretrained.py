@@ -32,5 +32,7 @@ def test_it_reproduces_its_card(mnist_dir):
 def test_a_wheel_carries_it():
     root = Path(__file__).parents[1]
     carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mnist_flax"]
-    lying = {path.name for path in (root / "mnist_flax").iterdir() if path.is_file() and path.suffix != ".py"}
-    assert {"pretrained.safetensors", "pretrained.md"} <= lying == set(carried)
+    package = root / "mnist_flax"
+    lying = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert package / "pretrained.safetensors" in lying
+    assert lying == {path for pattern in carried for path in package.glob(pattern) if path.is_file()}

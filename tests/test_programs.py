@@ -1,0 +1,29 @@
+import re
+
+import numpy as np
+import pytest
+from jax import tree
+
+import mnist_flax
+from mnist_flax import data
+from mnist_flax.config import Config
+from mnist_flax.mesh import make_mesh
+from mnist_flax.programs import Training, create_states, step_options, zero_totals
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_what_devices_send_each_other_in_a_step(num_devices):
+    """Gradients, loss and hits, and for each BatchNorm two sums a channel forward and two backward: 52,000 bytes."""
+    dataset, config = data.load("digits", None, 119), Config()
+    mesh = make_mesh(config.batch_size, num_devices)
+    training = Training(mesh, step_options(config, dataset.normalization, 100), dataset.train)
+    state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100), zero_totals(1, mesh)
+    training.compile(state, totals)
+    program = training._steps.as_text()
+    sent = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
+    shapes = [dimensions for results in sent for _, dimensions in re.findall(r"(f32|s32)\[([\d,]*)\]", results)]
+    numbers = sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)
+    statistics = mnist_flax.load().variables["batch_stats"]
+    channels = sum(leaf.size for leaf in tree.leaves(statistics)) // 2
+    assert numbers == 12_534 + 2 + 4 * channels == 13_000
+    assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", program)
