@@ -81,7 +81,8 @@ def die_in(wanted: str, seed: int, record: Path) -> None:
 def train(workdir: Path, *arguments: str) -> int:
     """A training process to its end, in its own words if that is a bad one; its exit status."""
     command = [sys.executable, "-m", "benchmarks.faults", *arguments, "--workdir", str(workdir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     if done.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"exit status {done.returncode} of {' '.join(command)}:\n{done.stdout}{done.stderr}")
     return done.returncode
