@@ -23,54 +23,43 @@ from typing import Any
 
 import numpy as np
 
-OPTIONS = (
-    "--dataset",
-    "digits",
-    "--epochs",
-    "8",
-    "--patience",
-    "0",
-    "--no-report",
-    "--checkpoint-every-seconds",
-    "0.2",
-)
+OPTIONS = "--dataset digits --epochs 8 --patience 0 --no-report --checkpoint-every-seconds 0.2".split()
 KILLS_A_RUN = 10
-# Functions of the package by whose being at work a moment is told; the first that is found on the stack counts.
+# Kinds of moment, and the functions by whose being at work they are told; the first that is found counts.
 MOMENTS = {
-    "evaluation": ("Evaluation.__call__",),
-    "write of best": ("Checkpoints.save", "best"),
-    "write of last": ("Checkpoints.save", "last"),
-    "records": ("write_history", "TensorBoard.add_epoch"),
-    "final test": ("Trainer._finish",),
-    "steps": ("Trainer._epoch",),
-    "start": (),
+    "evaluation": {"Evaluation.__call__"},
+    "write of best": {"Checkpoints.save to best"},
+    "write of last": {"Checkpoints.save to last"},
+    "records": {"write_history", "TensorBoard.add_epoch"},
+    "final test": {"Trainer._finish"},
+    "steps": {"Trainer._epoch"},
 }
+START = "start"
 TIMES = ("time", "seconds", "images_per_second")
 
 
 def moment() -> tuple[str, int]:
     """What the main thread is doing, and how many steps it has done."""
     frame: Any = sys._current_frames()[threading.main_thread().ident or 0]
-    names: dict[str, Any] = {}
+    functions: dict[str, Any] = {}
     while frame is not None:
-        names.setdefault(frame.f_code.co_qualname, frame.f_locals)
+        name, local = frame.f_code.co_qualname, frame.f_locals
+        functions[f"{name} to {local['self'].directory.name}" if name == "Checkpoints.save" else name] = local
         frame = frame.f_back
     steps = 0
-    if "Trainer._epoch" in names:
-        local = names["Trainer._epoch"]
+    if "Trainer._epoch" in functions:
+        local = functions["Trainer._epoch"]
         steps = local.get("epoch", 0) * local["self"].steps_per_epoch + local.get("done", 0)
-    if "Checkpoints.save" in names:
-        return f"write of {names['Checkpoints.save']['self'].directory.name}", steps
-    return next((m for m, functions in MOMENTS.items() if not functions or set(functions) & set(names)), "start"), steps
+    return next((kind for kind, told_by in MOMENTS.items() if told_by & set(functions)), START), steps
 
 
 def die_in(wanted: str, seed: int, record: Path) -> None:
     """Wait, in a thread of the run, for a moment of the wanted kind; record what is cut short, and kill the process."""
     rng = random.Random(seed)
-    while wanted != "start" and moment()[0] == "start":
+    while wanted != START and moment()[0] == START:
         time.sleep(0.01)
-    time.sleep(rng.uniform(0, 3 if wanted == "start" else 1))
-    while wanted not in ("start", moment()[0]):
+    time.sleep(rng.uniform(0, 3 if wanted == START else 1))
+    while wanted not in (START, moment()[0]):
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.02))
     hit, steps = moment()
@@ -135,7 +124,7 @@ def kill_and_resume(num_kills: int, directory: Path, seed: int = 0) -> list[dict
     train(directory / "whole")
     expected = records(directory / "whole")
     kills: list[dict[str, Any]] = []
-    kinds = list(MOMENTS)
+    kinds = [*MOMENTS, START]
     while len(kills) < num_kills:
         workdir, record = directory / f"run{len(kills)}", directory / "kill.json"
         for _ in range(min(KILLS_A_RUN, num_kills - len(kills))):
@@ -173,7 +162,7 @@ def main() -> None:
         kills = kill_and_resume(options.kills, Path(directory), options.seed)
     hits = collections.Counter(kill["hit"] for kill in kills)
     print("| killed during | kills | steps done again, median (most) |\n| --- | --- | --- |")
-    for kind in MOMENTS:
+    for kind in (*MOMENTS, START):
         lost = [kill["lost"] for kill in kills if kill["hit"] == kind]
         if lost:
             print(f"| {kind} | {hits[kind]} | {statistics.median(lost):.0f} ({max(lost)}) |")
