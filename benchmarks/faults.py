@@ -23,7 +23,17 @@ from typing import Any
 
 import numpy as np
 
-OPTIONS = "--dataset digits --epochs 8 --patience 0 --no-report --checkpoint-every-seconds 0.2".split()
+OPTIONS = [
+    "--dataset",
+    "digits",
+    "--epochs",
+    "8",
+    "--patience",
+    "0",
+    "--no-report",
+    "--checkpoint-every-seconds",
+    "0.2",
+]
 KILLS_A_RUN = 10
 # Kinds of moment, and the functions by whose being at work they are told; the first that is found counts.
 MOMENTS = {
