@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None)
-settings.register_profile("fuzz", deadline=None, max_examples=5000)
+settings.register_profile("fuzz", deadline=None, max_examples=2000)
 settings.load_profile("default")
 
 GOLDEN = Path(__file__).parent / "golden"

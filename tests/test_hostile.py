@@ -1,6 +1,6 @@
 """Files that somebody else wrote: whatever is in them, the answer is a `UserError`, which a command makes a sentence.
 
-`python -m pytest --hypothesis-profile=fuzz -k fuzz` tries 5,000 inputs of each kind instead of 100.
+`python -m pytest --hypothesis-profile=fuzz -k fuzz` tries 2,000 inputs of each kind instead of 100.
 """
 
 import contextlib
