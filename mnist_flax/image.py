@@ -15,7 +15,7 @@ from mnist_flax.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-# A 50-megapixel photograph takes 200 MB to decode; what claims to be larger is refused before it is decoded.
+# Such an image takes 770 MB on the way, 1 GB at 32 bits a pixel; what claims to be larger is refused before that.
 MAX_PIXELS = 50_000_000
 WORKING_SIDE = 400  # larger images are reduced to this first: it is 20 times what the network sees
 
