@@ -51,8 +51,13 @@ def _signals() -> Iterator[Interruption]:
 
     def note(number: int, frame: Any) -> None:
         interruption.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, leave)
         print("\nstopping as soon as the steps under way are done; Ctrl-C to stop at once", file=sys.stderr)
+
+    def leave(number: int, frame: Any) -> None:
+        # Not by an exception: Orbax's threads, cut off in the middle of a save, would print tracebacks.
+        print("error: interrupted", file=sys.stderr, flush=True)
+        os._exit(128 + number)
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -138,8 +143,6 @@ def _leaving_the_job_at_once() -> Iterator[None]:
     try:
         yield
         return
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
     except (UserError, OSError) as error:
         message, status = str(error), 2
     except jax.errors.JaxRuntimeError as error:
