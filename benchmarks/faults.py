@@ -6,7 +6,6 @@ TensorBoard scalars. It prints where the kills hit and how many steps each had t
 """
 
 import argparse
-import collections
 import functools
 import json
 import os
@@ -170,12 +169,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         kills = kill_and_resume(options.kills, Path(directory), options.seed)
-    hits = collections.Counter(kill["hit"] for kill in kills)
     print("| killed during | kills | steps done again, median (most) |\n| --- | --- | --- |")
     for kind in (*MOMENTS, START):
         lost = [kill["lost"] for kill in kills if kill["hit"] == kind]
         if lost:
-            print(f"| {kind} | {hits[kind]} | {statistics.median(lost):.0f} ({max(lost)}) |")
+            print(f"| {kind} | {len(lost)} | {statistics.median(lost):.0f} ({max(lost)}) |")
     print(f"{len(kills)} kills; every run ended with the bits of the run that was never killed")
 
 

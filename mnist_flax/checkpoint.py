@@ -46,7 +46,9 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     _put_in_order(directory)
                 wait_for_all(f"{directory} is in order")
-            self._sound, self._damaged = _inspect(directory)
+            # What is in order has been verified, by the main process; it need not be read again by all of them.
+            finished = [int(path.name) for path in _numbered(directory)]
+            self._sound, self._damaged = _inspect(directory) if read_only else (finished, [])
             self._manager = None if read_only else ocp.CheckpointManager(directory.absolute())
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from flax import traverse_util
 from mnist_flax import novelty
 from mnist_flax.card import check
 from mnist_flax.errors import UserError
+from mnist_flax.logs import write_bytes
 
 _CARD = "card"  # the header's one entry, as JSON
 _REFERENCE = "reference"
@@ -29,12 +30,7 @@ def save(
     tree = {**variables, **({_REFERENCE: reference._asdict()} if reference else {})}
     contiguous = jax.tree.map(np.ascontiguousarray, jax.device_get(tree))
     tensors: Any = traverse_util.flatten_dict(contiguous, sep="/")
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_bytes(to_bytes(tensors, metadata={_CARD: json.dumps(card)}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, to_bytes(tensors, metadata={_CARD: json.dumps(card)}))
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
