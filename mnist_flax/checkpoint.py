@@ -197,13 +197,11 @@ def load_variables(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _load(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    from mnist_flax.model import init_variables
+    from mnist_flax.model import variable_shapes
 
     checkpoints = Checkpoints(best, read_only=True)
     try:
-        # Only the shapes are wanted: to compile the initialisation takes 12 s.
-        shapes = jax.eval_shape(init_variables, jax.random.key(0))
-        restored = checkpoints.restore(like=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+        restored = checkpoints.restore(like=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variable_shapes()))
     finally:
         checkpoints.close()
     if restored is None:

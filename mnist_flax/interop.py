@@ -78,7 +78,7 @@ def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _expected_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     import jax
 
-    from mnist_flax.model import init_variables
+    from mnist_flax.model import variable_shapes
 
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init_variables, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(variable_shapes())
     return {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
 
     Replicas have devices of their own as far as they divide evenly, since they need not wait for each other; what
     devices are left over share each batch. Without an accelerator the CPU's cores are the devices (XLA's own threading
-    gains 1.4x on two cores, one device a core nearly 2x); for that to take effect nothing may have touched JAX's
-    devices before.
+    gains 1.4x on two cores, one device a core nearly 2x), unless JAX's devices have been made before, by whoever calls
+    this from a program of their own: then it is those there are.
 
     Raises:
         UserError: there are fewer devices, or they cannot share the work evenly.
@@ -40,7 +41,8 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
     if not forced and not jax.distributed.is_initialized():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         worthwhile = num_replicas * batch_size // MIN_IMAGES_PER_CORE
-        jax.config.update("jax_num_cpu_devices", num_devices or max(1, min(cores, worthwhile)))
+        with suppress(RuntimeError):  # they have been made
+            jax.config.update("jax_num_cpu_devices", num_devices or max(1, min(cores, worthwhile)))
     available = jax.device_count()
     if num_devices is not None and num_devices > available:
         raise UserError(f"--num-devices {num_devices} asks for more devices than there are ({available})")

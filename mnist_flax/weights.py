@@ -41,7 +41,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     """
     from safetensors import SafetensorError, safe_open
 
-    from mnist_flax.model import NUM_CLASSES, init_variables
+    from mnist_flax.model import NUM_CLASSES, variable_shapes
 
     try:
         with safe_open(path, framework="numpy") as file:
@@ -49,7 +49,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
             card = json.loads((file.metadata() or {}).get(_CARD, "null"))
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file ({error})") from error
-    expected: Any = traverse_util.flatten_dict(jax.eval_shape(init_variables, jax.random.key(0)), sep="/")
+    expected: Any = traverse_util.flatten_dict(variable_shapes(), sep="/")
     shapes, expected_shapes = ({name: x.shape for name, x in tree.items()} for tree in (tensors, expected))
     if any(name.startswith(_REFERENCE) for name in shapes):
         sides = {"means": (NUM_CLASSES, novelty.NUM_FEATURES), "whitening": (novelty.NUM_FEATURES,) * 2}

@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from jax import tree
+from jax import devices, tree
 
 import mnist_flax
 from mnist_flax import data
@@ -27,3 +27,9 @@ def test_what_devices_send_each_other_in_a_step(num_devices):
     channels = sum(leaf.size for leaf in tree.leaves(statistics)) // 2
     assert numbers == 12_534 + 2 + 4 * channels == 13_000
     assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", program)
+
+
+def test_a_program_that_has_used_jax_before_trains_on_the_devices_there_are(monkeypatch):
+    num_devices = len(devices())
+    monkeypatch.delenv("XLA_FLAGS")  # as if nobody had forced their number
+    assert make_mesh(8 * num_devices).size == num_devices
