@@ -110,9 +110,8 @@ def evaluation(name: str) -> dict[str, Work]:
 
 def scaling(name: str) -> dict[str, Work]:
     """Images per second by batch size on all devices, and by number of devices."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Every core a device from the start, for meshes of all sizes in one process.
-    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={cores}")
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={meshes.num_cores()}")
     devices = [n for n in range(1, jax.device_count() + 1) if 128 % n == 0]
     return {
         **{f"batch {size}": _training(make_mesh(size), size, amount=size) for size in (32, 64, 128, 256, 512)},

@@ -23,7 +23,7 @@ from mnist_flax.config import Config
 from mnist_flax.data import Dataset
 from mnist_flax.debug import nonfinite_operation
 from mnist_flax.errors import UserError
-from mnist_flax.mesh import BY_REPLICA, place, to_host
+from mnist_flax.mesh import BY_REPLICA, describe, place, to_host
 from mnist_flax.model import count_parameters
 from mnist_flax.optim import one_cycle
 from mnist_flax.programs import RUN_ONCE, Evaluation, Training, create_states, step_options, zero_totals
@@ -244,7 +244,7 @@ class Trainer:
             **({"ensemble": {"test_accuracy": figures.ensemble_accuracy}, "seeds": results} if several else {}),
             "train_seconds": seconds,
             "images_per_second": num_epochs * self.steps_per_epoch * self.config.batch_size / seconds,
-            "devices": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
+            "devices": describe(self.mesh),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets")},
@@ -389,9 +389,8 @@ class Trainer:
         seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]} of " if config.num_seeds > 1 else ""
         num_params = count_parameters(self.state.params) // config.num_seeds
         self._say(
-            f"{seeds}{num_params:,} parameters on {self.mesh.size} x "
-            f"{self.mesh.devices.flat[0].device_kind}; {self.epochs} epochs of {self.steps_per_epoch} steps of "
-            f"{config.batch_size} images; writing to {config.workdir}"
+            f"{seeds}{num_params:,} parameters on {describe(self.mesh)}; {self.epochs} epochs of "
+            f"{self.steps_per_epoch} steps of {config.batch_size} images; writing to {config.workdir}"
         )
 
     def _announce_epoch(self, rows: list[logs.Row]) -> None:
