@@ -177,7 +177,7 @@ def plot(rows: list[Row], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, list(map(str, sizes)))
         axes.set_ylim(bottom=0)
-        axes.set(xlabel="batch size, on all devices" if kind == "batch" else "devices, at batch size 128")
+        axes.set(xlabel="batch size, on one device" if kind == "batch" else "devices, at batch size 128")
         axes.set(ylabel="training images per second")
     figure.savefig(path)
 

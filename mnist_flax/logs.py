@@ -51,15 +51,28 @@ def write_history(path: Path, history: list[Row]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in history))
 
 
+def _summary_writer_class() -> Any:
+    """The `SummaryWriter` of tensorboardX, imported as if PyTorch were not installed.
+
+    Where it is, tensorboardX imports it to recognise its tensors. There are none here, and it takes a second.
+    """
+    if hidden := "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment] - so that importing it is an ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class TensorBoard:
     """TensorBoard events of one run; opening replaces those an interrupted run left, from its history."""
 
     def __init__(self, directory: Path, history: list[Row]) -> None:
-        from tensorboardX import SummaryWriter
-
         for events in directory.glob("**/events.out.tfevents.*"):
             events.unlink()
-        self._writer = SummaryWriter(str(directory))
+        self._writer = _summary_writer_class()(str(directory))
         for row in history:
             self.add_epoch(row)
 

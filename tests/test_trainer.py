@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 from mnist_flax.config import Config
 from mnist_flax.trainer import best_epoch, stop_reason
 
@@ -24,3 +28,24 @@ def test_stops_at_the_target_or_the_last_epoch():
     assert stop_reason(history(0.99, 0.9939), config) is None
     assert "target of 99.40%" in stop_reason(history(0.99, 9940 / 10000), config)
     assert stop_reason(history(0.1, 0.2, 0.3), config) == "all epochs done"
+
+
+def test_tensorboard_does_not_load_pytorch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('loaded')")
+    program = f"""
+import sys
+from pathlib import Path
+from mnist_flax.logs import TensorBoard
+
+TensorBoard(Path({str(tmp_path)!r}), []).close()
+assert "torch" not in sys.modules
+try:
+    import torch
+except RuntimeError as error:
+    print(error)
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "loaded\n"), result.stderr
