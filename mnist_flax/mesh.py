@@ -36,9 +36,9 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
     """The mesh to train on: REPLICA by DATA, of `num_devices` devices or as many of those there are as fit.
 
     Replicas have devices of their own as far as they divide evenly, since they need not wait for each other; what
-    devices are left over share each batch. Without an accelerator the CPU's cores are the devices (XLA's own threading
-    gains 1.4x on two cores, one device a core nearly 2x), unless JAX's devices have been made before, by whoever calls
-    this from a program of their own: then it is those there are.
+    devices are left over share each batch. Without an accelerator the CPU's cores are the devices, as many as get a
+    replica or `MIN_IMAGES_PER_CORE` each (XLA's threads use the others), unless JAX's devices have been made before, by
+    whoever calls this from a program of their own: then it is those there are.
 
     Raises:
         UserError: there are fewer devices, or they cannot share the work evenly.

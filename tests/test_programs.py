@@ -1,8 +1,8 @@
 import re
 
+import jax
 import numpy as np
 import pytest
-from jax import devices, tree
 
 import mnist_flax
 from mnist_flax import data
@@ -24,12 +24,22 @@ def test_what_devices_send_each_other_in_a_step(num_devices):
     shapes = [dimensions for results in sent for _, dimensions in re.findall(r"(f32|s32)\[([\d,]*)\]", results)]
     numbers = sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)
     statistics = mnist_flax.load().variables["batch_stats"]
-    channels = sum(leaf.size for leaf in tree.leaves(statistics)) // 2
+    channels = sum(leaf.size for leaf in jax.tree.leaves(statistics)) // 2
     assert numbers == 12_534 + 2 + 4 * channels == 13_000
     assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", program)
 
 
 def test_a_program_that_has_used_jax_before_trains_on_the_devices_there_are(monkeypatch):
-    num_devices = len(devices())
+    num_devices = len(jax.devices())
     monkeypatch.delenv("XLA_FLAGS")  # as if nobody had forced their number
     assert make_mesh(8 * num_devices).size == num_devices
+
+
+@pytest.mark.parametrize(("batch_size", "num_replicas", "expected"), [(64, 1, 1), (96, 1, 2), (512, 1, 4), (32, 3, 3)])
+def test_a_core_is_a_device_where_it_has_a_replica_or_48_images(batch_size, num_replicas, expected, monkeypatch):
+    asked = {}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr("mnist_flax.mesh.num_cores", lambda: 4)
+    monkeypatch.setattr("jax.config.update", asked.__setitem__)
+    make_mesh(batch_size, num_replicas=num_replicas)
+    assert asked == {"jax_num_cpu_devices": expected}
