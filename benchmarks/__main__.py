@@ -139,6 +139,7 @@ def _load(cores: int) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures depend on."""
+    from mnist_flax.mesh import num_cores  # with JAX, which refusing an option need not wait for
 
     def installed(package: str) -> str:
         try:
@@ -148,11 +149,10 @@ def machine() -> dict[str, str]:
 
     cpuinfo = Path("/proc/cpuinfo")
     model = cpuinfo.read_text().partition("model name")[2].partition("\n")[0].strip("\t: ") if cpuinfo.exists() else ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "CPU": f"{model or platform.processor() or platform.machine()}, {cores} cores",
-        "load": _load(cores or 1),
+        "CPU": f"{model or platform.processor() or platform.machine()}, {num_cores()} cores",
+        "load": _load(num_cores()),
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{package: installed(package) for package in ("jax", "flax", "torch", "tensorflow", "pillow")},

@@ -30,7 +30,6 @@ from mnist_flax.programs import (
     zero_totals,
 )
 from mnist_flax.step import DATA, Batch, train_step
-from mnist_flax.trainer import CPU_CHUNK
 
 SEED, MANY_STEPS = np.uint32([0]), 1_000_000
 NORMALIZATION = Normalization(0.1307, 0.3081)
@@ -64,38 +63,37 @@ def step(name: str) -> dict[str, Work]:
     return {name: _training(make_mesh(128), 128, amount=1)}
 
 
-def _chunk(mesh: Mesh, batch_size: int) -> tuple[Callable[[], None], int]:
-    """Trains a chunk of steps, augmentation included, as often as called; how many steps that is."""
+def _chunk(mesh: Mesh, batch_size: int) -> tuple[Callable[[], None], Training]:
+    """What trains a chunk of steps, augmentation included, as often as called, and the program it runs."""
     config = dataclasses.replace(PRESETS["reference"], batch_size=batch_size)
     training = Training(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000))
-    num_steps = CPU_CHUNK if jax.default_backend() == "cpu" else training.steps_per_epoch
     state, totals = create_states(SEED, mesh, config, MANY_STEPS), zero_totals(1, mesh)
     order = training.order(state)
 
     def train() -> None:
         nonlocal state, totals
-        state, totals = training(state, totals, order, np.int32([num_steps]))
+        state, totals = training(state, totals, order, np.int32([training.chunk]))
         assert jax.device_get(totals).finite.all(), "training has diverged and stopped early"
 
-    return train, num_steps
+    return train, training
 
 
 def epoch(name: str) -> dict[str, Work]:
     """Training in chunks of steps, and augmentation alone."""
     batch_size, augmentation = PRESETS["reference"].batch_size, Augmentation()
     mesh = make_mesh(batch_size)
-    train, num_steps = _chunk(mesh, batch_size)
+    train, training = _chunk(mesh, batch_size)
 
     def augment_chunk(key: jax.Array, images: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
             return total + augment(jax.random.fold_in(key, i), images, augmentation)
 
-        return lax.fori_loop(0, num_steps, add, jnp.zeros(images.shape))
+        return lax.fori_loop(0, training.chunk, add, jnp.zeros(images.shape))
 
     images = place(_examples(batch_size).images, mesh, SPLIT)
     compiled = compile_per_device(augment_chunk, mesh, (EVERYWHERE, SPLIT), SPLIT)
     only_augment = partial(compiled, jax.random.key(0), images)
-    amount = num_steps / -(-60_000 // batch_size)
+    amount = training.chunk / training.steps_per_epoch
     return {name: Work(train, amount), f"{name}: augmentation": Work(only_augment, amount, jax.block_until_ready)}
 
 
@@ -121,14 +119,14 @@ def scaling(name: str) -> dict[str, Work]:
     # Every core a device from the start, for meshes of all sizes in one process.
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={meshes.num_cores()}")
 
-    def training(batch_size: int, num_devices: int) -> Work:
-        train, num_steps = _chunk(make_mesh(batch_size, num_devices), batch_size)
-        return Work(train, num_steps * batch_size)
+    def images(batch_size: int, num_devices: int) -> Work:
+        train, training = _chunk(make_mesh(batch_size, num_devices), batch_size)
+        return Work(train, training.chunk * batch_size)
 
     devices = [n for n in range(1, jax.device_count() + 1) if 128 % n == 0]
     return {
-        **{f"batch {size}": training(size, 1) for size in (32, 64, 128, 256, 512)},
-        **{f"devices {n}": training(128, n) for n in devices},
+        **{f"batch {size}": images(size, 1) for size in (32, 64, 128, 256, 512)},
+        **{f"devices {n}": images(128, n) for n in devices},
     }
 
 

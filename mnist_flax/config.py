@@ -94,7 +94,8 @@ class Config:
     """Stop once validation accuracy, as a fraction, reaches this."""
 
     num_devices: int | None = None
-    """Devices to spread each batch over. Default: as many as divide the batch; CPU cores count as devices."""
+    """Devices to spread each batch over. Default: as many as divide the batch, but CPU cores, which count as devices,
+    only for a replica or 48 images each."""
 
     distributed: bool = simple_parsing.field(default=False, action="store_true")
     """Join the other processes of a TPU pod, Slurm or MPI job (jax.distributed.initialize)."""

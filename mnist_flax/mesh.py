@@ -18,7 +18,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.step import DATA, REPLICA
 
 # Cores that share a batch as devices wait for each other 18 times a step. With fewer images each, XLA's own threads do
-# better: two cores take 11.1 ms for a step of 64 images, as two devices 13.3; at 124 it is 23 either way.
+# better: two cores take 11.1 ms for a step of 64 images, as two devices 13.3; at 124 images it is 23 and 24.
 MIN_IMAGES_PER_CORE = 48
 
 # How arrays lie on the mesh: the same everywhere; a replica's share of a leading axis; batches split along the second.

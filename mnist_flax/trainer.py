@@ -32,10 +32,6 @@ from mnist_flax.step import Totals, TrainState
 if TYPE_CHECKING:
     from mnist_flax.train import Interruption
 
-# Steps per dispatch on a CPU: a fraction of a second, so that the progress bar moves and Ctrl-C is answered. On an
-# accelerator it is a whole epoch, since there a step is shorter than a round trip to the host.
-CPU_CHUNK = 16
-
 
 def best_epoch(history: list[logs.Row]) -> int:
     """The (first) epoch with the highest validation accuracy, counted from 1."""
@@ -106,7 +102,6 @@ class Trainer:
         self.training = Training(mesh, self.options, dataset.train)
         self.evaluation = Evaluation(mesh, self.normalization)
         self.validation_batches = self.evaluation.batches(dataset.validation)
-        self.chunk = CPU_CHUNK if jax.default_backend() == "cpu" else self.steps_per_epoch
         self.learning_rate, _ = one_cycle(total_steps, config.max_lr)
         self.state = create_states(self.seeds, mesh, config, total_steps)
         self.totals = zero_totals(config.num_seeds, mesh)
@@ -163,7 +158,7 @@ class Trainer:
         epoch, done = divmod(int(to_host(self.state.step)[running].max()), self.steps_per_epoch)
         while done < self.steps_per_epoch:
             started = time.perf_counter()
-            num_steps = min(self.chunk, self.steps_per_epoch - done)
+            num_steps = min(self.training.chunk, self.steps_per_epoch - done)
             before = jax.tree.map(jnp.copy, (self.state, self.totals)) if self.config.debug_nans else None
             self.state, self.totals = self.training(
                 self.state, self.totals, order, np.where(running, np.int32(num_steps), 0)
