@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from benchmarks.suite import SUITE, Benchmark, why_skipped
-from mnist_flax.errors import UserError, command
+from mnist_flax.cli import command
+from mnist_flax.errors import UserError
 
 Round = dict[str, float]  # figures by row of the table
 
@@ -139,7 +140,7 @@ def _load(cores: int) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures depend on."""
-    from mnist_flax.mesh import num_cores  # with JAX, which refusing an option need not wait for
+    from mnist_flax.training.mesh import num_cores  # with JAX, which refusing an option need not wait for
 
     def installed(package: str) -> str:
         try:

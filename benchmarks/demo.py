@@ -20,7 +20,8 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from benchmarks.__main__ import machine
-from mnist_flax.errors import UserError, command
+from mnist_flax.cli import command
+from mnist_flax.errors import UserError
 
 CONNECTIONS = 16
 

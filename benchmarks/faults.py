@@ -36,12 +36,12 @@ OPTIONS = [
 KILLS_A_RUN = 10
 # Kinds of moment, and the functions by whose being at work they are told; the first that is found counts.
 MOMENTS = {
-    "evaluation": {"Evaluation.__call__"},
+    "evaluation": {"EvaluationProgram.__call__"},
     "write of best": {"Checkpoints.save to best"},
     "write of last": {"Checkpoints.save to last"},
     "records": {"write_history", "TensorBoard.add_epoch"},
-    "final test": {"Trainer._finish"},
-    "steps": {"Trainer._epoch"},
+    "final test": {"test_best"},
+    "steps": {"train_epoch"},
 }
 START = "start"
 TIMES = ("time", "seconds", "images_per_second")
@@ -56,9 +56,9 @@ def moment() -> tuple[str, int]:
         functions[f"{name} to {local['self'].directory.name}" if name == "Checkpoints.save" else name] = local
         frame = frame.f_back
     steps = 0
-    if "Trainer._epoch" in functions:
-        local = functions["Trainer._epoch"]
-        steps = local.get("epoch", 0) * local["self"].steps_per_epoch + local.get("done", 0)
+    if "train_epoch" in functions:
+        local = functions["train_epoch"]
+        steps = local.get("epoch", 0) * local["run"].steps_per_epoch + local.get("done", 0)
     return next((kind for kind, told_by in MOMENTS.items() if told_by & set(functions)), START), steps
 
 
@@ -91,12 +91,14 @@ def records(workdir: Path) -> dict[str, Any]:
     import jax
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from mnist_flax.checkpoint import Checkpoints, load_variables, resumable
     from mnist_flax.config import Config
-    from mnist_flax.programs import RUN_ONCE, create_state
+    from mnist_flax.inference.weights import load_run
     from mnist_flax.step import Totals
+    from mnist_flax.training.checkpoint import Checkpoints, resumable
+    from mnist_flax.training.programs import RUN_ONCE, create_state
+    from mnist_flax.training.records import read_history
 
-    variables, card = load_variables(workdir)
+    variables, card = load_run(workdir)
     config = Config.from_json(json.loads((workdir / "config.json").read_text()))
     create = functools.partial(create_state, config=config, total_steps=1)
     state = jax.jit(create, compiler_options=RUN_ONCE)(np.uint32(config.seed))
@@ -105,7 +107,7 @@ def records(workdir: Path) -> dict[str, Any]:
     last, _ = checkpoints.restore(like) or ({}, {})
     checkpoints.close()
     last["state"]["key"] = jax.random.key_data(last["state"]["key"])
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_history(workdir)
     events = EventAccumulator(str(workdir))
     events.Reload()
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -119,7 +121,7 @@ def records(workdir: Path) -> dict[str, Any]:
 
 def latest_step(workdir: Path) -> int:
     """The step a killed run will go on from."""
-    from mnist_flax.checkpoint import SUMS
+    from mnist_flax.training.checkpoint import SUMS
 
     return max((int(path.parent.name) for path in workdir.glob(f"last/*/{SUMS}")), default=0)
 
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--die", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.workdir:
-        from mnist_flax.config import parse
+        from mnist_flax.train import parse
         from mnist_flax.train import train as run
 
         if options.die:

@@ -1,4 +1,4 @@
-"""Our side, run as `mnist_flax/trainer.py` runs it."""
+"""Our side, run as `mnist_flax/training/loop.py` runs it."""
 
 import dataclasses
 import os
@@ -13,23 +13,23 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks.suite import Work
-from mnist_flax import mesh as meshes
 from mnist_flax import ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.mesh import EVERYWHERE, compile_per_device, make_mesh, place
 from mnist_flax.model import IMAGE_SHAPE
-from mnist_flax.programs import (
+from mnist_flax.step import DATA, Batch, train_step
+from mnist_flax.training import mesh as meshes
+from mnist_flax.training.mesh import EVERYWHERE, compile_per_device, make_mesh, place
+from mnist_flax.training.programs import (
     EVALUATION_BATCH,
-    Evaluation,
-    Training,
+    EvaluationProgram,
+    TrainingProgram,
     create_state,
     create_states,
     step_options,
     zero_totals,
 )
-from mnist_flax.step import DATA, Batch, train_step
 
 SEED, MANY_STEPS = np.uint32([0]), 1_000_000
 NORMALIZATION = Normalization(0.1307, 0.3081)
@@ -63,10 +63,10 @@ def step(name: str) -> dict[str, Work]:
     return {name: _training(make_mesh(128), 128, amount=1)}
 
 
-def _chunk(mesh: Mesh, batch_size: int) -> tuple[Callable[[], None], Training]:
+def _chunk(mesh: Mesh, batch_size: int) -> tuple[Callable[[], None], TrainingProgram]:
     """What trains a chunk of steps, augmentation included, as often as called, and the program it runs."""
     config = dataclasses.replace(PRESETS["reference"], batch_size=batch_size)
-    training = Training(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000))
+    training = TrainingProgram(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000))
     state, totals = create_states(SEED, mesh, config, MANY_STEPS), zero_totals(1, mesh)
     order = training.order(state)
 
@@ -106,7 +106,7 @@ def augmentation(name: str) -> dict[str, Work]:
 def evaluation(name: str) -> dict[str, Work]:
     """Loss and hits of 10,000 uint8 images."""
     mesh = make_mesh(EVALUATION_BATCH)
-    evaluate = Evaluation(mesh, NORMALIZATION)
+    evaluate = EvaluationProgram(mesh, NORMALIZATION)
     variables, batches = (
         create_states(SEED, mesh, PRESETS["reference"], 1).variables,
         evaluate.batches(_examples(10_000)),

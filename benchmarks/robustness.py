@@ -16,8 +16,9 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from benchmarks import strangers
-from mnist_flax import classifier, data, metrics
-from mnist_flax.errors import command
+from mnist_flax import data
+from mnist_flax.cli import command
+from mnist_flax.inference import classifier, metrics
 
 Images = Float[np.ndarray, "n 28 28"]  # ink in 0..1
 Corruption = Callable[[np.random.Generator, Images], Images]

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 from benchmarks import robustness
-from mnist_flax import classifier, data, novelty
-from mnist_flax.errors import command
-from mnist_flax.evaluate import evaluate
-from mnist_flax.export import export
+from mnist_flax import data
+from mnist_flax.cli import command
+from mnist_flax.inference import classifier, novelty
+from mnist_flax.inference.evaluation import evaluate
+from mnist_flax.inference.formats import export
 
 CARD = classifier.PRETRAINED.with_suffix(".md")
 

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from scipy.interpolate import make_interp_spline
 
-from mnist_flax import classifier, data, image, predict
+from mnist_flax import data
+from mnist_flax.inference import classifier
+from mnist_flax.reading import image, judge
 
 Grey = Float[np.ndarray, "h w"]  # 0 black .. 1 white
 
@@ -108,8 +110,8 @@ def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Exam
         drawings = [image.draw(picture).pixels for picture in pictures]
         drawn = np.array([pixels is not None for pixels in drawings])
         images = np.stack([pixels for pixels in drawings if pixels is not None])
-        probabilities, judged = predict.judge(network, images)
-        verdicts, earlier = np.array(judged), np.array(predict.judge(without_reference, images)[1])
+        probabilities, judged = judge.judge(network, images)
+        verdicts, earlier = np.array(judged), np.array(judge.judge(without_reference, images)[1])
         named = verdicts == "digit"
         wrong = "" if labels is None else f"{(probabilities.argmax(-1) != labels[drawn])[named].mean():.2%}"
         counts = [(verdicts == verdict).sum() for verdict in ("not like a digit", "unclear")]

@@ -11,7 +11,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from mnist_flax.errors import UserError, command
+from mnist_flax.cli import command
+from mnist_flax.errors import UserError
 
 # Options that say where and for how long to run, not what is computed.
 _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices", "distributed"}

@@ -6,15 +6,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnist_flax.classifier import Classifier, load, load_pretrained
+    from mnist_flax.inference.classifier import Classifier, load, load_pretrained
 
-__all__ = ["Classifier", "load", "load_pretrained"]
+    __version__: str
+
+__all__ = ["Classifier", "__version__", "load", "load_pretrained"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used when it is used: `--help` is to be answered at once, and JAX takes a second."""
+    """Import a public name when it is first used: `--help` is to be answered at once, and JAX takes a second."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mnist-flax")
     if name in __all__:
-        from mnist_flax import classifier
+        from mnist_flax.inference import classifier
 
         return getattr(classifier, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

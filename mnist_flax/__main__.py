@@ -1,4 +1,10 @@
-"""`python -m mnist_flax`: which commands there are."""
+"""`mnist-flax COMMAND`, or `python -m mnist_flax COMMAND`: runs a command; without one, lists them."""
+
+import importlib
+from collections.abc import Sequence
+
+from mnist_flax.cli import VersionAction, command
+from mnist_flax.errors import UserError
 
 COMMANDS = {
     "train": "train a network, or several at once, or resume",
@@ -12,11 +18,30 @@ COMMANDS = {
 }
 
 
-def main() -> None:
+def overview() -> str:
+    """Which commands there are."""
+    rows = [f"  mnist-flax {name:<16}{purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(
+        [
+            "A 12,534-parameter MNIST classifier in JAX. Commands (each has --help):\n",
+            *rows,
+            "\n`python -m mnist_flax.train` is the same as `mnist-flax train`, and so on. --version prints versions.",
+        ]
+    )
+
+
+@command
+def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    print("A 12,534-parameter MNIST classifier in JAX. Commands (each has --help):\n")
-    for name, purpose in COMMANDS.items():
-        print(f"  python -m mnist_flax.{name:<16}{purpose}")
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        VersionAction(["--version"], "version")()
+    elif name.replace("-", "_") not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; choose from {', '.join(COMMANDS)}")
+    else:
+        importlib.import_module(f"mnist_flax.{name.replace('-', '_')}").main(rest)
 
 
 if __name__ == "__main__":

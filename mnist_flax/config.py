@@ -1,17 +1,15 @@
-"""A run's options: one frozen dataclass, its presets, and the command line made from it."""
+"""A run's options: one frozen dataclass and its presets. The command line of `train` is made from it."""
 
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import simple_parsing
 
-from mnist_flax.errors import ArgumentParser, UserError
+from mnist_flax.errors import UserError
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")
 
@@ -94,8 +92,8 @@ class Config:
     """Stop once validation accuracy, as a fraction, reaches this."""
 
     num_devices: int | None = None
-    """Devices to spread each batch over. Default: as many as divide the batch, but CPU cores, which count as devices,
-    only for a replica or 48 images each."""
+    """Devices to spread each batch over. Default: as many as divide the batch. A CPU core counts as a device if it gets
+    a replica or at least 48 images of each batch."""
 
     distributed: bool = simple_parsing.field(default=False, action="store_true")
     """Join the other processes of a TPU pod, Slurm or MPI job (jax.distributed.initialize)."""
@@ -108,49 +106,13 @@ class Config:
     """Do not draw `report/report.html` at the end."""
 
     checkpoint_every_seconds: float = 60.0
-    """Also checkpoint within an epoch, this long after the last checkpoint; what is killed loses no more."""
+    """Also checkpoint within an epoch, this long after the last checkpoint: a killed run loses no more than that."""
 
     debug_nans: bool = simple_parsing.field(default=False, action="store_true")
     """When a loss or gradient is not finite, repeat the step operation by operation and say which one it was."""
 
     overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""
-
-    def validate(self) -> None:
-        """Refuse values that make no sense, before anything is loaded.
-
-        Raises:
-            UserError: naming the first such option.
-        """
-        rules: list[tuple[str, bool, str]] = [
-            ("epochs", self.epochs is None or self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("max_lr", math.isfinite(self.max_lr) and self.max_lr > 0, "a positive number"),
-            ("val_size", self.val_size is None or self.val_size >= 0, "0 or more"),
-            ("seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1"),
-            ("num_seeds", 1 <= self.num_seeds <= 2**32 - self.seed, "at least 1, and no seed above 2**32 - 1"),
-            ("rotation", 0 <= self.rotation <= 180, "between 0 and 180 degrees"),
-            ("translation", 0 <= self.translation <= 1, "between 0 and 1 (a fraction of the side)"),
-            ("scale_min", 0 < self.scale_min <= self.scale_max, "positive and not above --scale-max"),
-            ("scale_max", math.isfinite(self.scale_max) and self.scale_max <= 10, "at most 10"),
-            ("stretch", 0 <= self.stretch < 1, "at least 0 and below 1"),
-            ("slant", 0 <= self.slant <= 2, "between 0 and 2"),
-            ("augmentation_fade", 0 <= self.augmentation_fade <= 1, "between 0 and 1 (a fraction of the run)"),
-            ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "0 or more"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            ("clip_norm", self.clip_norm > 0, "a positive number"),
-            ("patience", self.patience is None or self.patience >= 0, "0 or more"),
-            (
-                "target_accuracy",
-                self.target_accuracy is None or 0 < self.target_accuracy <= 1,
-                "a fraction, e.g. 0.994",
-            ),
-            ("checkpoint_every_seconds", self.checkpoint_every_seconds > 0, "a positive number"),
-            ("num_devices", self.num_devices is None or self.num_devices >= 1, "at least 1"),
-        ]
-        for name, valid, requirement in rules:
-            if not valid:
-                raise UserError(f"{_flag(name)} is {getattr(self, name)}; it must be {requirement}")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -159,7 +121,7 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Inverse of `to_json`; what is missing has its default, what another version wrote beside it is ignored.
+        """Inverse of `to_json`. A missing option has its default; one of another version is ignored.
 
         Raises:
             UserError: a value is not of its option's type.
@@ -187,6 +149,43 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+def validate(config: Config) -> None:
+    """Refuse values that make no sense, before anything is loaded.
+
+    Raises:
+        UserError: naming the first such option.
+    """
+    rules: list[tuple[str, bool, str]] = [
+        ("epochs", config.epochs is None or config.epochs >= 1, "at least 1"),
+        ("batch_size", config.batch_size >= 1, "at least 1"),
+        ("max_lr", math.isfinite(config.max_lr) and config.max_lr > 0, "a positive number"),
+        ("val_size", config.val_size is None or config.val_size >= 0, "0 or more"),
+        ("seed", 0 <= config.seed < 2**32, "between 0 and 2**32 - 1"),
+        ("num_seeds", 1 <= config.num_seeds <= 2**32 - config.seed, "at least 1, and no seed above 2**32 - 1"),
+        ("rotation", 0 <= config.rotation <= 180, "between 0 and 180 degrees"),
+        ("translation", 0 <= config.translation <= 1, "between 0 and 1 (a fraction of the side)"),
+        ("scale_min", 0 < config.scale_min <= config.scale_max, "positive and not above --scale-max"),
+        ("scale_max", math.isfinite(config.scale_max) and config.scale_max <= 10, "at most 10"),
+        ("stretch", 0 <= config.stretch < 1, "at least 0 and below 1"),
+        ("slant", 0 <= config.slant <= 2, "between 0 and 2"),
+        ("augmentation_fade", 0 <= config.augmentation_fade <= 1, "between 0 and 1 (a fraction of the run)"),
+        ("weight_decay", math.isfinite(config.weight_decay) and config.weight_decay >= 0, "0 or more"),
+        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
+        ("clip_norm", config.clip_norm > 0, "a positive number"),
+        ("patience", config.patience is None or config.patience >= 0, "0 or more"),
+        (
+            "target_accuracy",
+            config.target_accuracy is None or 0 < config.target_accuracy <= 1,
+            "a fraction, e.g. 0.994",
+        ),
+        ("checkpoint_every_seconds", config.checkpoint_every_seconds > 0, "a positive number"),
+        ("num_devices", config.num_devices is None or config.num_devices >= 1, "at least 1"),
+    ]
+    for name, valid, requirement in rules:
+        if not valid:
+            raise UserError(f"{flag(name)} is {getattr(config, name)}; it must be {requirement}")
+
+
 PRESETS = {
     "default": Config(),
     "best": Config(preset="best", epochs=30, patience=0),
@@ -204,44 +203,31 @@ PRESETS = {
     ),
 }
 
-# What may change between the runs that share a run directory: where things are, not what is computed.
-_NOT_COMPARED = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache"}
-_NOT_COMPARED |= {"no_report", "overwrite", "checkpoint_every_seconds", "debug_nans"}
+# Options that say where and how a run is carried out; two runs that differ in these alone compute the same.
+CARRYING_OUT = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "no_report", "overwrite"}
+CARRYING_OUT |= {"checkpoint_every_seconds", "debug_nans"}
+
+# Epochs and patience where they are not given. 1,319 training images take more epochs, and 119 validation images tell
+# them apart less often.
+DEFAULTS = {"epochs": 10, "patience": 5}
+DEFAULTS_FOR = {"digits": {"epochs": 60, "patience": 20}}
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-_PROGRAM = "python -m mnist_flax.train"
-
-
-class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
-    """Options from a dataclass, mistakes in one sentence."""
-
-
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The command line as a validated `Config`; a preset, or a run's config.json, gives the other flags' defaults."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    first = _TrainParser(prog=_PROGRAM, add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="default")
-    first.add_argument("--config", type=Path)
-    chosen, _ = first.parse_known_args(arguments)
-    defaults = PRESETS.get(chosen.preset, PRESETS["default"])
-    if chosen.config is not None:
-        defaults = read(chosen.config)
-    parser = _TrainParser(
-        prog=_PROGRAM,
-        add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
-        argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
-        allow_abbrev=False,
-        epilog=f"example: {_PROGRAM} --preset best --num-seeds 3 --workdir runs/best",
+def completed(config: Config, dataset: str, val_size: int) -> Config:
+    """`config` with what depends on the data set filled in: its name, epochs, patience, number of held-out images."""
+    defaults = DEFAULTS_FOR.get(dataset, DEFAULTS)
+    return dataclasses.replace(
+        config,
+        dataset=dataset,
+        val_size=val_size,
+        epochs=defaults["epochs"] if config.epochs is None else config.epochs,
+        patience=defaults["patience"] if config.patience is None else config.patience,
     )
-    parser.add_argument("--config", dest="file", type=Path, help="repeat the run whose config.json this is")
-    parser.add_arguments(Config, dest="config", default=defaults)
-    config = parser.parse_args(arguments).config
-    config.validate()
-    return config
+
+
+def flag(name: str) -> str:
+    """An option as the command line has it: "batch_size" is `--batch-size`."""
+    return "--" + name.replace("_", "-")
 
 
 def read(path: Path) -> Config:
@@ -262,23 +248,3 @@ def read(path: Path) -> Config:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"--config {path} is not a run's config.json ({error})") from error
-
-
-def refuse_changes(stored: dict[str, Any], config: Config) -> None:
-    """Hold a resuming run to the configuration its run directory was started with.
-
-    Raises:
-        UserError: something that is computed differs; the message lists every difference.
-    """
-    current = config.to_json()
-    names = sorted((set(stored) | set(current)) - _NOT_COMPARED)
-    changed = [
-        f"{_flag(name)} was {json.dumps(stored.get(name))}, is now {json.dumps(current.get(name))}"
-        for name in names
-        if stored.get(name) != current.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{config.workdir} belongs to a run with another configuration ({'; '.join(changed)}): repeat that run's "
-            "options to resume it, choose another --workdir, or pass --overwrite to delete it and start afresh"
-        )

@@ -1,11 +1,13 @@
 """`python -m mnist_flax.import_weights`: the PyTorch original's weights as a file the other commands take."""
 
-import json
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_flax.errors import ArgumentParser, UserError, command
+from mnist_flax.cli import ArgumentParser, command, show
+from mnist_flax.errors import UserError
 
-# What the original normalises with.
+# The original's data set and normalisation.
 CARD = {
     "dataset": "mnist",
     "class_names": [str(digit) for digit in range(10)],
@@ -14,35 +16,40 @@ CARD = {
 }
 
 
-@command
-def main() -> None:
-    """The command line."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
     parser = ArgumentParser(
-        prog="python -m mnist_flax.import_weights",
-        description="Convert the PyTorch original's state dict. Weights only: no code in the file is run.",
-        epilog="example: python -m mnist_flax.import_weights best_model.pth --output imported.safetensors",
+        "import_weights",
+        "Convert the PyTorch original's state dict. Weights only: no code in the file is run.",
+        "best_model.pth --output imported.safetensors",
     )
     parser.add_argument("state_dict", type=Path, help=".pth or .pt (needs PyTorch) or .safetensors")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    parser.add_json()
+    options = parser.parse_args(arguments)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output {options.output} must end in .safetensors")
+    return options
 
-    from mnist_flax import interop, weights
-    from mnist_flax.export import read_state_dict
+
+@command
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    options = parse(arguments)
+    from mnist_flax.inference import interop, weights
 
     try:
-        variables = interop.from_pytorch(read_state_dict(options.state_dict))
+        variables = interop.from_pytorch(interop.read_state_dict(options.state_dict))
         weights.save(options.output, variables, {**CARD, "source": options.state_dict.name})
     except ValueError as error:
         raise UserError(f"{options.state_dict}: {error}") from error
     except OSError as error:
         raise UserError(f"{options.output} cannot be written ({error.strerror})") from error
-    if options.json:
-        print(json.dumps({"output": str(options.output)}))
-    else:
-        print(f"{options.output}: try python -m mnist_flax.evaluate {options.output}")
+    show(
+        options,
+        {"output": str(options.output)},
+        f"{options.output}: try python -m mnist_flax.evaluate {options.output}",
+    )
 
 
 if __name__ == "__main__":

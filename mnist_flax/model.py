@@ -12,6 +12,7 @@ from mnist_flax import ops
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
+BLOCKS = ("block1", "block2", "block3", "block4", "channel_reduce", "block5", "block6", "block7")
 
 # PyTorch's default: kaiming_uniform_(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights, and so for biases.
 # https://github.com/pytorch/pytorch/blob/main/torch/nn/modules/conv.py (reset_parameters)

@@ -1,10 +1,11 @@
 """Training and evaluation as pure functions of explicit state.
 
-`train_step` is one optimizer step on one batch. `train_steps` runs many of them in one dispatch, picking, augmenting
-and normalising its batches on the device. `evaluate` sums loss and hits over a whole split.
+`train_step` is one optimizer step on one batch. `train_steps` runs many of them in one dispatch; it picks, augments
+and normalises its batches on the device. `evaluate` sums loss and hits over a whole split.
 
-Several seeds train at once as replicas: every array of their state has a leading axis of replicas. All runs per device
-under `shard_map` over a mesh of two axes (see `mesh.py`): REPLICA splits that leading axis, DATA splits each batch.
+Several seeds train at once as replicas: every array of their state has a leading axis of replicas. Everything runs on
+each device under `shard_map`, over a mesh of two axes (`training/mesh.py`): REPLICA splits that leading axis, DATA
+splits each batch.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ REPLICA, DATA = "replica", "data"  # the mesh's axes
 
 
 class TrainState(struct.PyTreeNode):
-    """All that changes in training, and (outside the tree) the two functions that change it."""
+    """All that changes in training; outside the tree, the two functions that change it."""
 
     step: Int[Any, "*replicas"]
     params: Any
@@ -76,7 +77,7 @@ class StepOptions:
     fade: float = 0.0
 
     def strength(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """How much of the augmentation's ranges a step draws from."""
+        """The factor, in 0..1, by which a step's augmentation ranges are narrowed."""
         left = (self.total_steps - 1 - step) / max(self.fade * self.total_steps, 1)
         return jnp.clip(left, 0, 1) if self.fade else jnp.float32(1)
 
@@ -110,7 +111,7 @@ class Totals(NamedTuple):
 
     @property
     def finite(self) -> Bool[Any, "*replicas"]:
-        """Whether the last step's loss and gradient were."""
+        """Whether the last step's loss and gradient are finite."""
         return jnp.isfinite(self.last_loss + self.last_grad_norm)
 
 
@@ -140,23 +141,23 @@ def train_step(
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
 
 
-def each_replica(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function` of each of this device's replicas: the arrays of arguments and results have a leading axis of them.
+def each_replica(function: Callable[..., Any], *arguments: Any, in_turns: bool) -> Any:
+    """Apply `function` to each of this device's replicas, the leading axis of all arguments' and results' arrays.
 
-    Accelerators run them side by side. On a CPU they take turns, since a `vmap`ped convolution is a grouped one, which
-    its fast kernels do not cover: a step of two replicas of 64 images takes 46 ms in turns and 101 side by side (one
-    core).
+    Accelerators compute replicas side by side. A CPU computes them `in_turns`: a `vmap`ped convolution is a grouped
+    one, which its fast kernels do not cover. A step of two replicas of 64 images takes one core 46 ms in turns and
+    101 ms side by side.
     """
     if len(jax.tree.leaves(arguments)[0]) == 1:
         result = function(*jax.tree.map(lambda x: x[0], arguments))
         return jax.tree.map(lambda x: x[None], result)
-    if jax.default_backend() == "cpu":
+    if in_turns:
         return lax.map(lambda replica: function(*replica), arguments)
     return jax.vmap(function)(*arguments)
 
 
 def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -> Int[Array, " n"]:
-    """The order in which the epoch that `state` is in visits the training examples."""
+    """The order in which the current epoch of `state` visits the training examples."""
     shuffle_key, _ = jax.random.split(state.key)
     return jax.random.permutation(jax.random.fold_in(shuffle_key, state.step // steps_per_epoch), num_examples)
 
@@ -170,9 +171,9 @@ def next_batch(
     examples: Examples,
     options: StepOptions,
 ) -> Batch:
-    """Of the batch of the state's next step the `size` images from `first` on, augmented and normalised.
+    """The images `first` to `first + size` of the batch for the state's next step, augmented and normalised.
 
-    The last batch of an epoch is filled up from the epoch's start, so that every image is seen and every batch is full.
+    The last batch of an epoch is filled up from the epoch's start: every image is seen and every batch is full.
     """
     num_examples = examples.labels.shape[0]
     steps_per_epoch = -(-num_examples // options.batch_size)
@@ -195,12 +196,10 @@ def train_steps(
     examples: Examples,
     options: StepOptions,
 ) -> tuple[TrainState, Totals]:
-    """Up to `num_steps` steps within one epoch; stops early after a step whose loss or gradient is not finite.
+    """Take up to `num_steps` steps within one epoch; stop early after a step whose loss or gradient is not finite.
 
-    `order` is the epoch's `epoch_order`. Order and warps come from the epoch, the step and the state's key: how steps
-    are cut into calls, or spread over devices, changes no number that a step draws.
-
-    `num_steps` is traced and the loop a `while`: one compilation serves every chunk.
+    `order` is the epoch's `epoch_order`. Order and warps depend on the epoch, the step and the state's key alone, not
+    on how steps are divided into calls or over devices. `num_steps` is traced: one compilation serves every chunk.
     """
     share = options.batch_size // lax.axis_size(DATA)
     first = lax.axis_index(DATA) * share
@@ -219,20 +218,22 @@ def train_steps(
     return state, totals
 
 
-def evaluate(variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization) -> dict[str, Array]:
-    """Sums over a split in evaluation mode.
+def evaluate(
+    variables: Any, examples: Examples, *, apply_fn: Any, normalization: Normalization, in_turns: bool
+) -> dict[str, Array]:
+    """Sum loss and hits over a split, in evaluation mode.
 
-    They are cross-entropy (`loss`, unsmoothed) and hits (`correct`) of each replica, the hits of all replicas together
-    by the mean of their probabilities (`ensemble_correct`), and the number of examples (`count`).
+    The sums: each replica's cross-entropy (`loss`, without smoothing) and hits (`correct`), the hits of the ensemble by
+    the mean of all replicas' probabilities (`ensemble_correct`), and the number of examples (`count`).
 
     `variables` are those of this device's replicas. `examples` has a leading axis of batches and is split over DATA
-    along the second; rows labelled -1 are padding and count for nothing, so that every real example counts once.
+    along the second axis. Rows labelled -1 are padding and are not counted, so every real example counts once.
     """
     num_replicas = len(jax.tree.leaves(variables)[0])
 
     def add_batch(totals: dict[str, Array], batch: Examples) -> tuple[dict[str, Array], None]:
         images, real = normalization(batch.images), batch.labels >= 0
-        logits = each_replica(lambda variables: apply_fn(variables, images), variables)
+        logits = each_replica(lambda variables: apply_fn(variables, images), variables, in_turns=in_turns)
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
         probabilities = lax.psum(jax.nn.softmax(logits).sum(0), REPLICA)
         sums = {

@@ -1,8 +1,10 @@
 """`python -m mnist_flax.summary`: the network as a table."""
 
+import argparse
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mnist_flax.errors import ArgumentParser, command
+from mnist_flax.cli import ArgumentParser, command, show
 
 
 class Layer(NamedTuple):
@@ -19,8 +21,7 @@ def layers() -> list[Layer]:
     import jax
     import jax.numpy as jnp
 
-    from mnist_flax.interop import BLOCKS
-    from mnist_flax.model import IMAGE_SHAPE, MNISTNet, count_parameters, init_variables
+    from mnist_flax.model import BLOCKS, IMAGE_SHAPE, MNISTNet, count_parameters, init_variables
 
     def outputs(key: jax.Array) -> tuple[Any, Any]:
         variables = init_variables(key)
@@ -49,27 +50,37 @@ def layers() -> list[Layer]:
     return rows
 
 
-@command
-def main() -> None:
-    """The command line."""
-    ArgumentParser(
-        prog="python -m mnist_flax.summary",
-        description="Print the network's layers, output shapes and parameters.",
-        epilog="example: python -m mnist_flax.summary",
-    ).parse_args()
-    rows = layers()
-    print(f"{'layer':<22}{'type':<20}{'output (H×W×C)':<17}{'parameters':>10}")
-    for row in rows:
-        print(f"{row.name:<22}{row.kind:<20}{'×'.join(map(str, row.shape)):<17}{row.num_params:>10,}")
+def describe(rows: list[Layer]) -> str:
+    """The layers as a table, and what they add up to."""
     total = sum(row.num_params for row in rows)
     activations = sum(row.shape[0] * row.shape[1] * row.shape[2] for row in rows)
-    print(f"\nParameters  {total:,} (all trainable), {4 * total / 1024:.1f} KiB in float32")
-    print(f"Activations {activations:,} for one image, {4 * activations / 1024:.1f} KiB in float32")
-    print(f"Input       28×28×1, {4 * 28 * 28 / 1024:.1f} KiB in float32\n")
-    print(f"{'block':<22}{'parameters':>10}{'share':>8}")
+    lines = [f"{'layer':<22}{'type':<20}{'output (H×W×C)':<17}{'parameters':>10}"]
+    lines += [f"{row.name:<22}{row.kind:<20}{'×'.join(map(str, row.shape)):<17}{row.num_params:>10,}" for row in rows]
+    lines += [
+        f"\nParameters  {total:,} (all trainable), {4 * total / 1024:.1f} KiB in float32",
+        f"Activations {activations:,} for one image, {4 * activations / 1024:.1f} KiB in float32",
+        f"Input       28×28×1, {4 * 28 * 28 / 1024:.1f} KiB in float32\n",
+        f"{'block':<22}{'parameters':>10}{'share':>8}",
+    ]
     for block in dict.fromkeys(row.name.split(".")[0] for row in rows):
         count = sum(row.num_params for row in rows if row.name.split(".")[0] == block)
-        print(f"{block:<22}{count:>10,}{count / total:>8.1%}")
+        lines.append(f"{block:<22}{count:>10,}{count / total:>8.1%}")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
+    parser = ArgumentParser("summary", "Print the network's layers, output shapes and parameters.")
+    parser.add_json()
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    options = parse(arguments)
+    rows = layers()
+    show(options, [row._asdict() for row in rows], describe(rows))
 
 
 if __name__ == "__main__":

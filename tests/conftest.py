@@ -49,7 +49,7 @@ def golden():
 @pytest.fixture(scope="session")
 def golden_weights(golden):
     """Variables of a network that the PyTorch reference trained."""
-    from mnist_flax import interop
+    from mnist_flax.inference import interop
 
     return interop.from_pytorch(state_dict(golden("forward"), "weights/"))
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mnist_flax import train
-from mnist_flax.config import PRESETS, Config, parse, refuse_changes
+from mnist_flax.config import DEFAULTS, PRESETS, Config
 from mnist_flax.errors import UserError
+from mnist_flax.train import parse
+from mnist_flax.training.run_directory import refuse_changes
 
 
 def test_the_reference_is_the_original_recipe():
@@ -17,7 +18,7 @@ def test_the_reference_is_the_original_recipe():
     assert (config.stretch, config.slant) == (0, 0)
     assert (config.batch_size, config.max_lr, config.label_smoothing, config.clip_norm) == (124, 0.01, 0.1, 1.0)
     assert (config.rotation, config.translation, config.scale_min, config.scale_max) == (18.0, 0.1, 0.8, 1.2)
-    assert train.DEFAULTS == {"epochs": 10, "patience": 5}
+    assert DEFAULTS == {"epochs": 10, "patience": 5}
 
 
 def test_a_preset_sets_defaults_that_flags_override():

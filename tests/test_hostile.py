@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_flax import checkpoint, config, weights
-from mnist_flax.classifier import PRETRAINED, Classifier
+from mnist_flax import config, train
 from mnist_flax.errors import UserError
-from mnist_flax.logs import write_text
+from mnist_flax.files import write_text
+from mnist_flax.inference import weights
+from mnist_flax.inference.classifier import PRETRAINED, Classifier
+from mnist_flax.training import checkpoint
 
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["mnist", "muon"])
@@ -49,7 +51,7 @@ def test_fuzz_config_files(tmp_path_factory, changes, more, edits):
     text = json.dumps(changed(config.Config().to_json(), changes) | more)
     path.write_bytes(edited(text.encode(), edits))
     with contextlib.suppress(UserError):
-        config.parse(["--config", str(path)])
+        train.parse(["--config", str(path)])
 
 
 @given(CHANGES)
@@ -95,6 +97,6 @@ def test_fuzz_checkpoints_metadata(run, tmp_path_factory, changes, edits):
     metadata = path / "metadata/metadata"
     text = json.dumps(changed(json.loads(metadata.read_text()), changes))
     metadata.write_bytes(edited(text.encode(), edits))
-    write_text(path / checkpoint.SUMS, checkpoint._sums(path))
+    write_text(path / checkpoint.SUMS, checkpoint.checksums(path))
     with contextlib.suppress(UserError):
-        Classifier(*checkpoint.load_variables(directory))
+        Classifier(*weights.load_run(directory))

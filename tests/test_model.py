@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import state_dict
 
-from mnist_flax import interop, summary
+from mnist_flax import summary
 from mnist_flax.data import Normalization
+from mnist_flax.inference import interop
 from mnist_flax.model import BatchNorm, MNISTNet, count_parameters, init_variables
 
 ORDER = ("block1", "block2", "block3", "block4", "maxpool", "channel_reduce", "block5", "block6", "block7", "gap")

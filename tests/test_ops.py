@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mnist_flax import mesh, ops
+from mnist_flax import ops
+from mnist_flax.training import mesh
 
 # Every convolution of the network (side, c_in, c_out, padding, kernel), and odd sizes that the fast path must decline.
 CONVOLUTIONS = [
@@ -109,7 +110,11 @@ def test_batch_norm_over_a_mesh_is_batch_norm_of_the_whole_batch():
 
 
 def test_an_xla_without_the_cpu_option_trains_without_it(monkeypatch):
-    mesh.cpu_compiler_options.cache_clear()
-    monkeypatch.setattr(mesh, "_YNN_REDUCTIONS", {"xla_cpu_no_such_option": "1"})
-    assert mesh.cpu_compiler_options() is None
-    mesh.cpu_compiler_options.cache_clear()
+    mesh.compiler_options.cache_clear()
+    monkeypatch.setattr(mesh, "YNN_REDUCTIONS", {"xla_cpu_no_such_option": "1"})
+    assert mesh.compiler_options("cpu") is None
+    mesh.compiler_options.cache_clear()
+
+
+def test_other_platforms_have_no_option_of_their_own():
+    assert mesh.compiler_options("tpu") is mesh.compiler_options("gpu") is None

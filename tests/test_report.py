@@ -1,13 +1,14 @@
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 
-from mnist_flax import plots, report, train
+from mnist_flax import train
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
+from mnist_flax.report import main
+from mnist_flax.views import plots, report
 
 PICTURES = {
     *("learning-curves", "confusion-matrix", "reliability", "misclassified-images", "augmentation"),
@@ -39,25 +40,24 @@ def test_runs_overlaid(run, tmp_path):
     assert [text.get_text() for text in legend.get_texts()] == [str(run), f"{run}/seed-1"]
 
 
-def test_a_checkpoint_directory_stands_for_its_run(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report", str(run / "seed-1/best"), "--output", str(tmp_path / "out"), "--json"])
-    report.main()
+def test_a_checkpoint_directory_stands_for_its_run(run, tmp_path, capsys):
+    main([str(run / "seed-1/best"), "--output", str(tmp_path / "out"), "--json"])
     assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "out/report.html")}
     assert "seed-1" in (tmp_path / "out/report.html").read_text()
 
 
 def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="is not a run directory"):
-        report.report([tmp_path], tmp_path / "out")
+        report.write_report([tmp_path], tmp_path / "out")
     (tmp_path / "metrics.jsonl").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        report.report([tmp_path], tmp_path / "out")
+        report.write_report([tmp_path], tmp_path / "out")
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="has not finished an epoch"):
-        report.report([tmp_path], tmp_path / "out")
+        report.write_report([tmp_path], tmp_path / "out")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        report.report([tmp_path], tmp_path / "out")
+        report.write_report([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,15 +8,16 @@ import optax
 import pytest
 from conftest import state_dict
 
-from mnist_flax import interop, programs
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.mesh import make_mesh, to_host
+from mnist_flax.inference import interop
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
-from mnist_flax.programs import Evaluation, Training, create_states, zero_totals
 from mnist_flax.step import DATA, Batch, StepOptions, TrainState, epoch_order, train_step
+from mnist_flax.training import programs
+from mnist_flax.training.mesh import make_mesh, to_host
+from mnist_flax.training.programs import EvaluationProgram, TrainingProgram, create_states, zero_totals
 
 NORMALIZATION = Normalization(0.1307, 0.3081)
 rng = np.random.RandomState(0)
@@ -106,7 +107,7 @@ def test_loss_is_smoothed_cross_entropy():
 def programs_for(num_devices, num_seeds, max_lr):
     """What need not be compiled anew for every test."""
     mesh = make_mesh(24, num_devices, num_seeds)
-    training = Training(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
+    training = TrainingProgram(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
     return mesh, training, make_optimizer("adam", 12, max_lr, clip_norm=1.0)
 
 
@@ -197,7 +198,7 @@ def test_epochs_have_different_orders_that_are_permutations():
 def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypatch):
     monkeypatch.setattr(programs, "EVALUATION_BATCH", batch_size)
     variables = jax.jit(init_variables)(jax.random.key(3))
-    evaluate = Evaluation(make_mesh(24, num_devices), NORMALIZATION)
+    evaluate = EvaluationProgram(make_mesh(24, num_devices), NORMALIZATION)
     batches = evaluate.batches(EXAMPLES)
     assert (batches.labels >= 0).sum() == 100
     figures = evaluate(jax.tree.map(lambda x: x[None], variables), batches)
@@ -212,7 +213,7 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypat
 @pytest.mark.parametrize("num_devices", [1, 3, 6])
 def test_evaluation_of_several_replicas_and_their_ensemble(num_devices):
     variables = jax.jit(jax.vmap(init_variables))(jax.random.split(jax.random.key(3), 3))
-    evaluate = Evaluation(make_mesh(24, num_devices, 3), NORMALIZATION)
+    evaluate = EvaluationProgram(make_mesh(24, num_devices, 3), NORMALIZATION)
     figures = evaluate(variables, evaluate.batches(EXAMPLES))
     images = jnp.asarray(NORMALIZATION(EXAMPLES.images))
     logits = np.stack([MNISTNet().apply(of_one(variables, i), images) for i in range(3)])

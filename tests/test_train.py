@@ -13,42 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import DIGITS, rows, start, train, wait_for_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_flax.checkpoint import load_variables
 from mnist_flax.errors import UserError
-from mnist_flax.interop import to_pytorch
-
-DIGITS = ["--dataset", "digits"]
-TIMES = {"time", "seconds", "images_per_second"}
-
-
-def start(*arguments, warnings="error", **options):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-W", warnings, "-m", "mnist_flax.train", "--no-report", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**environment, **options.pop("env", {})}, **pipes, **options)
-
-
-def train(*arguments, **options):
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def rows(workdir: Path):
-    """metrics.jsonl without the wall-clock figures."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
-
-
-def wait_for_rows(process, workdir, count):
-    deadline = time.monotonic() + 200
-    path = workdir / "metrics.jsonl"
-    while not path.exists() or len(path.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from mnist_flax.inference.interop import to_pytorch
+from mnist_flax.inference.weights import load_run
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +61,7 @@ def test_what_it_leaves(finished):
     assert round(summary["test_accuracy"] * 359, 6) % 1 == 0
     config = json.loads((workdir / "config.json").read_text())
     assert (config["dataset"], config["epochs"], config["val_size"]) == ("digits", 6, 119)
-    variables, card = load_variables(workdir)
+    variables, card = load_run(workdir)
     assert card["epoch"] == summary["best_epoch"]
     assert set(card["normalization"]) == {"mean", "std"}
     assert len(to_pytorch(variables)) == 8 * 5 + 1 + 2
@@ -113,7 +83,7 @@ def test_tensorboard_shows_it(finished):
 
 def assert_same_records(workdir, reference):
     assert rows(workdir) == rows(reference)
-    (ours, _), (theirs, _) = load_variables(workdir), load_variables(reference)
+    (ours, _), (theirs, _) = load_run(workdir), load_run(reference)
     for name, value in to_pytorch(theirs).items():
         np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
     events = EventAccumulator(str(workdir))
@@ -280,7 +250,7 @@ def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
 
 def test_checkpoints_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
-        load_variables(tmp_path)
+        load_run(tmp_path)
 
 
 def test_several_seeds(tmp_path):
@@ -308,7 +278,7 @@ def test_several_seeds(tmp_path):
     for seed in (4, 5, 6):
         assert_same_records(tmp_path / f"killed/seed-{seed}", tmp_path / f"whole/seed-{seed}")
     (tmp_path / "whole").rename(tmp_path / "best")  # a run may be called what its checkpoints are
-    _, card = load_variables(tmp_path / "best")
+    _, card = load_run(tmp_path / "best")
     assert card["val_accuracy"] == max(result["val_accuracy"] for result in summary["seeds"])
     assert card["seed"] in (4, 5, 6)
 

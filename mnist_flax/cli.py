@@ -1,0 +1,127 @@
+"""What all commands share: options that several of them have, how they print, and how they fail."""
+
+import argparse
+import functools
+import io
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mnist_flax.errors import UserError
+
+
+def program_name(command: str) -> str:
+    """How the user called a command: by the console script or as a module."""
+    return f"mnist-flax {command}" if Path(sys.argv[0]).stem == "mnist-flax" else f"python -m mnist_flax.{command}"
+
+
+class VersionAction(argparse.Action):
+    """`--version`. Looks the versions up only when asked, which takes a tenth of a second."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="print versions and exit")
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Called by argparse."""
+        print(f"mnist_flax {version('mnist-flax')}, JAX {version('jax')}, Python {platform.python_version()}")
+        raise SystemExit(0)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """The parser of one command. It answers a mistake with one sentence instead of a page of usage."""
+
+    def __init__(self, command: str, description: str, example: str = "", **options: Any) -> None:
+        program = program_name(command)
+        epilog = f"example: {program} {example}".rstrip()
+        super().__init__(prog=program, description=description, epilog=epilog, **{"allow_abbrev": False, **options})
+        self.add_argument("--version", action=VersionAction)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+    def add_checkpoint(self, *names: str) -> None:
+        """The argument `checkpoint`, or an option of the `names` given: what `inference.classifier.load` takes."""
+        options: dict[str, Any] = {} if names else {"nargs": "?"}
+        meaning = "run directory, its best directory, or safetensors file; default: the shipped weights"
+        self.add_argument(*(names or ("checkpoint",)), type=Path, help=meaning, **options)
+
+    def add_data_dir(self) -> None:
+        """The option `--data-dir`."""
+        self.add_argument(
+            "--data-dir", type=Path, help="TFDS data directory; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+        )
+
+    def add_json(self, meaning: str = "print one JSON object") -> None:
+        """The option `--json`, which `show` goes by."""
+        self.add_argument("--json", action="store_true", help=meaning)
+
+
+def show(options: argparse.Namespace, value: Any, text: str) -> None:
+    """Print a command's result: a JSON object on one line under `--json`, otherwise text."""
+    print(json.dumps(value) if options.json else text, flush=True)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, so that the next start does not compile; no effect if it cannot be written.
+
+    The directory is $JAX_COMPILATION_CACHE_DIR, else $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(directory, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up to seconds
+
+
+def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
+    """Turn expected failures of a command's `main` into a sentence and an exit status, and warnings into sentences.
+
+    The command takes its arguments, by default those of the command line.
+    """
+
+    @functools.wraps(main)
+    def wrapped(arguments: Sequence[str] | None = None) -> None:
+        # JAX would take three quarters of a GPU's memory at once; this network needs a thousandth of that.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without "·", a file name that is no valid text
+        try:
+            main(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+        except UserError as error:
+            sys.exit(_fail(str(error), 2))
+        except BrokenPipeError:  # the reader, `head` for instance, has closed the pipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
+            sys.exit(141)  # 128 + SIGPIPE, as a shell reports it
+        except OSError as error:  # a full disk, a directory without write permission, a missing file
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(_fail(f"{where}{error.strerror or error}", 2))
+        except KeyboardInterrupt:
+            sys.exit(_fail("interrupted", 130))
+
+    return wrapped
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,46 @@
+"""A network's card: the JSON object that says what it was trained on, how, and how good it is."""
+
+import math
+from typing import Any
+
+from mnist_flax.config import DATASETS, Config, validate
+from mnist_flax.data import NUM_CLASSES, Normalization
+from mnist_flax.errors import UserError
+
+_NUMBERS = ("val_accuracy", "val_loss", "temperature", "step", "epoch", "seed")  # not all cards have all of them
+
+
+def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return `card` if all that uses a card can use this one.
+
+    Raises:
+        UserError: it is no card, or one of its values is missing or of the wrong kind.
+    """
+    try:
+        if not isinstance(card, dict):
+            raise ValueError("no JSON object")
+        names, moments, numbers = card["class_names"], card["normalization"], [*filter(card.__contains__, _NUMBERS)]
+        rules = {
+            "dataset": card["dataset"] in DATASETS,
+            "class_names": isinstance(names, list) and [type(name) for name in names] == [str] * NUM_CLASSES,
+            "normalization": isinstance(moments, dict)
+            and set(moments) == set(Normalization._fields)
+            and all(map(_is_number, moments.values()))
+            and moments["std"] > 0,
+            "config": isinstance(card["config"], dict),
+            **{name: _is_number(card[name]) for name in {*numbers, *required}},
+            "temperature": _is_number(card.get("temperature", 1)) and card.get("temperature", 1) > 0,
+        }
+        wrong = [name for name, right in rules.items() if not right]
+        if wrong:
+            raise ValueError(f"its {wrong[0]} cannot be that")
+        validate(Config.from_json(card["config"]))
+    except KeyError as error:
+        raise UserError(f"{where} has a card that says nothing of {error}") from error
+    except (ValueError, TypeError, UserError) as error:
+        raise UserError(f"{where} has a card that cannot be read ({error})") from error
+    return card
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,144 @@
+"""A trained network ready for use: `load(path).predict(images)`."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from mnist_flax.data import Normalization
+from mnist_flax.errors import UserError
+from mnist_flax.inference import weights
+from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
+from mnist_flax.model import MNISTNet
+from mnist_flax.training.mesh import compile_for_one_device
+
+BATCH = 1000
+PRETRAINED = Path(__file__).with_name("pretrained.safetensors")
+
+
+class Classifier:
+    """A network with the normalisation and class names it was trained with.
+
+    Attributes:
+        model: the Flax module.
+        variables: `{"params", "batch_stats"}`, what `model.apply` takes.
+        normalization: what turns images in 0..255 into the model's input.
+        class_names: by label.
+        card: what is known about it: data set, configuration, accuracies.
+        temperature: the logits are divided by it, so that probabilities are calibrated; 1 if it was never fitted.
+        reference: what `novelty` is measured from; None if it was never fitted.
+    """
+
+    def __init__(self, variables: dict[str, Any], card: dict[str, Any], reference: Reference | None = None) -> None:
+        self.model, self.variables, self.card, self.reference = MNISTNet(), variables, card, reference
+        self.normalization = Normalization(**card["normalization"])
+        self.temperature: float = card.get("temperature", 1.0)
+        self.class_names: tuple[str, ...] = tuple(card["class_names"])
+
+    def predict(
+        self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
+        """Labels and probabilities of images in 0..255, light ink on a dark ground.
+
+        With `shifts` the probabilities are means over the image moved by up to that many pixels each way.
+        """
+        probabilities = np.exp(self.log_probabilities(images, shifts=shifts))
+        return probabilities.argmax(-1), probabilities
+
+    def log_probabilities(self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
+        """Natural logarithms of the probabilities that `predict` returns."""
+        # Fewer images at a time with shifts, so that they take about the same memory.
+        batch = -(-BATCH // (2 * shifts + 1) ** 2)
+        return _in_batches(functools.partial(self._compiled, self.variables, shifts=shifts), images, batch)
+
+    def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
+        """The out-of-distribution score of each image: 99.5 % of held-out images have at most 1. Higher is less likely.
+
+        It is for images in MNIST's geometry, as `reading.image.draw` makes them: blur alone raises it. None if the
+        network has no `reference`.
+        """
+        return None if self.reference is None else distances(self.reference, self.features(images))
+
+    def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
+        """What the out-of-distribution score is computed from: the later blocks' outputs, averaged over the image."""
+        return _in_batches(functools.partial(self._compiled_features, self.variables), images, BATCH)
+
+    def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
+        """The output of each block of the network, by the block's name."""
+        return jax.device_get(self._compiled_activations(self.variables, np.asarray(images)))
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        def log_probabilities(variables: Any, images: Array, *, shifts: int) -> Array:
+            steps = range(-shifts, shifts + 1)
+            moved = jnp.concatenate([_shift(images, down, right) for down in steps for right in steps])
+            logits: Any = self.model.apply(variables, self.normalization(moved))
+            each = jax.nn.log_softmax(logits / self.temperature).reshape(len(steps) ** 2, *images.shape[:1], -1)
+            return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+
+        return compile_for_one_device(log_probabilities, static_argnames="shifts")
+
+    @functools.cached_property
+    def _compiled_activations(self) -> Any:
+        return compile_for_one_device(self._outputs)
+
+    @functools.cached_property
+    def _compiled_features(self) -> Any:
+        def features(variables: Any, images: Array) -> Array:
+            outputs = self._outputs(variables, images)
+            return jnp.concatenate([outputs[block].mean((1, 2)) for block in BLOCKS], axis=-1)
+
+        return compile_for_one_device(features)
+
+    def _outputs(self, variables: Any, images: UInt8[Array, "n 28 28"]) -> dict[str, Array]:
+        """The outputs of all blocks, by name."""
+        _, state = self.model.apply(variables, self.normalization(images), capture_intermediates=True)
+        intermediates: Any = state["intermediates"]
+        return {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
+
+
+def _in_batches(function: Callable[..., Array], images: Any, size: int) -> np.ndarray:
+    """`function` of all images, in batches of one size so that it is compiled once."""
+    images = np.asarray(images)
+    size = min(size, max(len(images), 1))
+    padded = np.pad(images, ((0, -len(images) % size if len(images) else size), (0, 0), (0, 0)))
+    results = [np.asarray(function(padded[start : start + size])) for start in range(0, len(padded), size)]
+    return np.concatenate(results)[: len(images)]
+
+
+def _shift(images: UInt8[Array, "n h w"], down: int, right: int) -> UInt8[Array, "n h w"]:
+    """Images moved by whole pixels; zeros fill the gap."""
+    height, width = images.shape[1:]
+    size = max(abs(down), abs(right))
+    padded = jnp.pad(images, ((0, 0), (size, size), (size, size)))
+    return padded[:, size - down : size - down + height, size - right : size - right + width]
+
+
+def load(path: str | Path | None = None) -> Classifier:
+    """The classifier in a run directory, its `best` directory or a safetensors file; by default the shipped one.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    if path is None:
+        return Classifier(*weights.load(PRETRAINED))
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run directory, its best directory or a safetensors file")
+    if path.is_dir():
+        return Classifier(*weights.load_run(path))
+    return Classifier(*weights.load(path))
+
+
+def load_pretrained() -> tuple[MNISTNet, dict[str, Any], Normalization]:
+    """The shipped network as `(model, variables, normalization)`.
+
+    `model.apply(variables, normalization(images))` maps images `(n, 28, 28)` in 0..255 to logits `(n, 10)`.
+    """
+    network = load()
+    return network.model, network.variables, network.normalization

@@ -1,0 +1,109 @@
+"""How good a trained network is on a data set: `evaluate` measures it, `describe` tells the figures."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnist_flax import data
+from mnist_flax.data import Examples
+from mnist_flax.errors import UserError
+from mnist_flax.inference import classifier, metrics
+from mnist_flax.inference.classifier import Classifier
+from mnist_flax.inference.metrics import LogProbabilities
+
+
+class Evaluation(NamedTuple):
+    """A network, the examples it was measured on, what it said of them, and the figures (what `--json` prints)."""
+
+    network: Classifier
+    examples: Examples
+    log_probabilities: LogProbabilities
+    figures: dict[str, Any]
+
+
+def evaluate(
+    checkpoint: Path | None, dataset: str | None, split: str, data_dir: Path | None, shifts: int
+) -> Evaluation:
+    """Measure a network on a split.
+
+    Args:
+        checkpoint: see `classifier.load`.
+        dataset: by default the one the network was trained on.
+        split: "test", "validation" (held out) or "train" (the rest). Of the network's own data set they are those of
+            its run; of another one those that a run has by default.
+        data_dir: TFDS data directory.
+        shifts: see `Classifier.predict`.
+
+    Raises:
+        UserError: the network or the data cannot be had.
+    """
+    network = classifier.load(checkpoint)
+    name: str = dataset or network.card["dataset"]
+    own = name == network.card["dataset"]
+    loaded = data.load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
+    if split == "validation" and loaded.selection_split != "validation":
+        raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
+    examples: Examples = getattr(loaded, split)
+    log_probabilities = network.log_probabilities(examples.images, shifts=shifts)
+    figures = {
+        "checkpoint": str(checkpoint) if checkpoint else "the shipped weights",
+        "dataset": name,
+        "split": split,
+        "shifts": shifts,
+        **figures_of(examples.labels, log_probabilities, network.class_names),
+    }
+    return Evaluation(network, examples, log_probabilities, figures)
+
+
+def figures_of(
+    labels: metrics.Labels, log_probabilities: LogProbabilities, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, loss, calibration error, figures of each class, confusion matrix."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    predicted = log_probabilities.argmax(-1)
+    correct = int((predicted == labels).sum())
+    classes, names = list(range(len(class_names))), list(class_names)
+    never_predicted: Any = 0.0  # the precision of such a class; scikit-learn would warn
+    report: Any = classification_report(
+        labels, predicted, labels=classes, target_names=names, output_dict=True, zero_division=never_predicted
+    )
+    return {
+        "num_examples": len(labels),
+        "accuracy": correct / len(labels),
+        "accuracy_ci95": metrics.accuracy_interval(correct, len(labels)),
+        "loss": metrics.cross_entropy(labels, log_probabilities),
+        "calibration_error": metrics.calibration_error(labels, log_probabilities),
+        "per_class": {name: {key.replace("-", "_"): value for key, value in report[name].items()} for name in names},
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
+    }
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The figures of an evaluation as text."""
+    low, high = figures["accuracy_ci95"]
+    width = max(map(len, figures["per_class"])) + 2
+    shifted = f", averaged over shifts of up to {figures['shifts']} pixels" if figures["shifts"] else ""
+    lines = [
+        f"{figures['checkpoint']} on {figures['dataset']}, {figures['split']} split{shifted}",
+        "",
+        f"accuracy           {figures['accuracy']:.2%} of {figures['num_examples']:,} images "
+        f"(95 % interval {low:.2%} to {high:.2%})",
+        f"loss               {figures['loss']:.4f}",
+        f"calibration error  {figures['calibration_error']:.4f}",
+        "",
+        f"{'class':<{width}}{'precision':>10}{'recall':>9}{'F1':>9}{'images':>8}",
+    ]
+    for name, row in figures["per_class"].items():
+        lines.append(
+            f"{name:<{width}}{row['precision']:>10.4f}{row['recall']:>9.4f}{row['f1_score']:>9.4f}{row['support']:>8.0f}"
+        )
+    matrix = np.array(figures["confusion_matrix"])
+    cell = len(str(matrix.max())) + 2
+    lines += ["", "confusion matrix (rows: true class, columns: predicted)"]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{n or '·':>{cell}}" for n in row)
+        for name, row in zip(figures["per_class"], matrix.tolist(), strict=True)
+    ]
+    return "\n".join(lines)

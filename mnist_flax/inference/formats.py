@@ -1,0 +1,164 @@
+"""A trained network as a file for other programs: each format is written, read back and checked against Flax."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mnist_flax import data
+from mnist_flax.errors import UserError, require
+from mnist_flax.inference import interop, weights
+from mnist_flax.inference.classifier import Classifier
+from mnist_flax.model import BLOCKS
+
+# Logits are float32 of the order of 10: another order of summation changes them by about 1e-5.
+LARGEST_DIFFERENCE = 1e-3
+
+Logits = Float[np.ndarray, "n classes"]
+Run = Callable[[UInt8[np.ndarray, "n 28 28"]], Logits]
+
+
+def _compiled(network: Classifier) -> Any:
+    import jax
+
+    return jax.jit(lambda images: network.model.apply(network.variables, network.normalization(images)))
+
+
+def logits_of(network: Classifier) -> Run:
+    """The Flax model as a function from images to logits."""
+    compiled = _compiled(network)
+    return lambda images: np.asarray(compiled(images))
+
+
+def export(network: Classifier, file_format: str, path: Path) -> float:
+    """Write `network` to `path`, read it back, and return the largest difference of a logit on real images.
+
+    Raises:
+        UserError: it cannot be written, or the written file does not agree; then `path` is left as it was.
+    """
+    images = data.load("digits", None, 0).test.images
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # the same suffix, which some writers go by
+    try:
+        run = FORMATS[file_format](network, temporary)
+        expected, batches = logits_of(network)(images), (images[:1], images[1:])
+        difference = max(
+            float(np.abs(run(batch) - part).max()) for batch, part in zip(batches, np.split(expected, [1]), strict=True)
+        )
+        if not difference <= LARGEST_DIFFERENCE:
+            raise UserError(
+                f"the {file_format} file gives logits that differ by {difference:.2g} from the network's, so it was "
+                "not kept; please report this"
+            )
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return difference
+
+
+def _write_safetensors(network: Classifier, path: Path) -> Run:
+    weights.save(path, network.variables, network.card, network.reference)
+    return logits_of(Classifier(*weights.load(path)))
+
+
+def _write_pytorch(network: Classifier, path: Path) -> Run:
+    """The original's state dict: by `torch.save` for .pth and .pt, as safetensors otherwise."""
+    counts = {f"{block}.1.num_batches_tracked": np.int64(network.card.get("step", 0)) for block in BLOCKS}
+    state_dict = {**interop.to_pytorch(network.variables), **counts}
+    if path.suffix in {".pth", ".pt"}:
+        torch = require("torch", f"to write a {path.suffix} file (or name it .safetensors, which needs no PyTorch)")
+        file = io.BytesIO()  # given a path, it has errors of its own
+        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
+        path.write_bytes(file.getvalue())
+    else:
+        from safetensors.numpy import save
+
+        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in state_dict.items()}))
+    return logits_of(Classifier(interop.from_pytorch(interop.read_state_dict(path)), network.card))
+
+
+def _write_stablehlo(network: Classifier, path: Path) -> Run:
+    """`jax.export`, for any batch size and for CPU, CUDA and TPU: `jax.export.deserialize(bytes).call(images)`."""
+    import jax
+    import jax.numpy as jnp
+    from jax import export as jax_export
+
+    images = jax.ShapeDtypeStruct(jax_export.symbolic_shape("n, 28, 28"), jnp.uint8)
+    exported = jax_export.export(_compiled(network), platforms=("cpu", "cuda", "tpu"))(images)
+    path.write_bytes(exported.serialize())
+    loaded = jax_export.deserialize(bytearray(path.read_bytes()))
+    return lambda images: np.asarray(loaded.call(images))
+
+
+def _write_onnx(network: Classifier, path: Path) -> Run:
+    """Opset 17, BatchNorm folded into the convolutions; input "images", uint8 (n, 28, 28), output "logits"."""
+    onnx, runtime = require("onnx", "to write ONNX"), require("onnxruntime", "to check ONNX")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    state_dict, mean, std = interop.to_pytorch(network.variables), *network.normalization
+    constants: dict[str, Any] = {
+        "scale": np.float32(1 / (255 * std)),
+        "offset": np.float32(-mean / std),
+        "channel_axis": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=kinds.FLOAT),
+        helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["normalized"]),
+        helper.make_node("Unsqueeze", ["normalized", "channel_axis"], ["input"]),
+    ]
+    previous = "input"
+
+    def add(operation: str, output: str, *inputs: str, **attributes: Any) -> None:
+        nonlocal previous
+        nodes.append(helper.make_node(operation, [previous, *inputs], [output], **attributes))
+        previous = output
+
+    for block in BLOCKS:
+        kernel, bias = fold_batch_norm(state_dict, block)
+        constants |= {f"{block}.weight": kernel, f"{block}.bias": bias}
+        pads = [1] * 4 if block in {"block5", "block6", "block7"} else [0] * 4
+        add("Conv", f"{block}.conv", f"{block}.weight", f"{block}.bias", pads=pads)
+        add("Relu", block)
+        if block == "block4":
+            add("MaxPool", "maxpool", kernel_shape=[2, 2], strides=[2, 2])
+    constants |= {f"final_conv.{part}": state_dict[f"final_conv.{part}"] for part in ("weight", "bias")}
+    add("GlobalAveragePool", "gap")
+    add("Conv", "final_conv", "final_conv.weight", "final_conv.bias")
+    add("Flatten", "logits")
+    graph = helper.make_graph(
+        nodes,
+        "mnist_flax",
+        [helper.make_tensor_value_info("images", kinds.UINT8, ["n", 28, 28])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", len(network.class_names)])],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    # An IR version that runtimes of the opset's time read, not the newest the package knows.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def fold_batch_norm(state_dict: dict[str, np.ndarray], block: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a convolution that does what the block's convolution and BatchNorm do."""
+    weight, shift, mean, variance = (
+        state_dict[f"{block}.1.{name}"].astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = weight / np.sqrt(variance + 1e-5)
+    kernel = state_dict[f"{block}.0.weight"] * factor[:, None, None, None]
+    bias = (state_dict.get(f"{block}.0.bias", 0.0) - mean) * factor + shift
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+FORMATS: dict[str, Callable[[Classifier, Path], Run]] = {
+    "safetensors": _write_safetensors,
+    "pytorch": _write_pytorch,
+    "stablehlo": _write_stablehlo,
+    "onnx": _write_onnx,
+}

@@ -1,0 +1,1 @@
+"""How a run is carried out: devices, compiled programs, the loop, checkpoints, records, signals."""

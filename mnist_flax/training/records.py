@@ -1,0 +1,189 @@
+"""What a run records for people and programs: rows, cards and summary, `metrics.jsonl`, TensorBoard events.
+
+A run's history, a row for each epoch, is part of its `last` checkpoint. A resumed run writes `metrics.jsonl` and the
+events anew from it, so that no row is missing or doubled, wherever the run was killed.
+"""
+
+import json
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from mnist_flax.errors import UserError
+from mnist_flax.files import write_text
+from mnist_flax.model import count_parameters, variable_shapes
+from mnist_flax.step import Totals
+from mnist_flax.training.mesh import describe
+from mnist_flax.training.programs import Figures
+from mnist_flax.training.run import Run
+from mnist_flax.training.selection import Row, best_epoch, statistics_of, stop_reason
+
+HISTORY = "metrics.jsonl"
+
+_SCALARS = {
+    "loss/train": "train_loss",
+    "loss/val": "val_loss",
+    "accuracy/train": "train_accuracy",
+    "accuracy/val": "val_accuracy",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "images_per_second": "images_per_second",
+}
+
+
+def write_history(run: Path, history: list[Row]) -> None:
+    """Write a run's `metrics.jsonl`, a line for each epoch."""
+    write_text(run / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
+
+
+def read_history(run: Path) -> list[Row]:
+    """The rows of a run's `metrics.jsonl`.
+
+    Raises:
+        UserError: there is none, it is damaged or empty.
+    """
+    path = run / HISTORY
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"{run} is not a run directory ({error.filename}: {error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not rows:
+        raise UserError(f"{run} has not finished an epoch yet")
+    return rows
+
+
+def epoch_row(run: Run, epoch: int, totals: Totals, figures: Figures, i: int, seconds: float, sharing: int) -> Row:
+    """The record of an epoch of replica `i`.
+
+    Args:
+        run: the run.
+        epoch: counted from 1.
+        totals: the replica's.
+        figures: of all replicas on the validation split.
+        i: the replica.
+        seconds: that the epoch took.
+        sharing: how many replicas trained in that time.
+    """
+    steps, images = run.steps_per_epoch, run.steps_per_epoch * run.config.batch_size
+    return {
+        "epoch": epoch,
+        "step": epoch * steps,
+        "train_loss": float(totals.loss) / steps,
+        "train_accuracy": int(totals.correct) / images,
+        "val_loss": float(figures.losses[i]),
+        "val_accuracy": float(figures.accuracies[i]),
+        "selection_split": run.dataset.selection_split,
+        "learning_rate": float(run.learning_rate(jnp.int32(epoch * steps - 1))),
+        "grad_norm": float(totals.grad_norm) / steps,
+        "images_per_second": sharing * run.images_per_epoch / seconds,
+        "seconds": seconds,
+        "time": time.time(),
+    }
+
+
+def model_card(run: Run, seed: int, row: Row) -> dict[str, Any]:
+    """What someone who finds only a `best` checkpoint needs to know."""
+    return {
+        "dataset": run.dataset.name,
+        "class_names": list(run.dataset.class_names),
+        "normalization": run.options.normalization._asdict(),
+        "seed": seed,
+        # Without the directories: a network is passed on, and they concern nobody else.
+        "config": {name: v for name, v in run.config.to_json().items() if name not in {"workdir", "data_dir"}},
+        **{name: row[name] for name in ("epoch", "step", "val_accuracy", "val_loss", "selection_split")},
+    }
+
+
+def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]], figures: Figures) -> dict[str, Any]:
+    """The result of a finished run (`summary.json`), from the cards of its best networks and their test figures.
+
+    A run of several seeds has means and an ensemble, and its `seeds` the figures of each.
+    """
+    results = [
+        {
+            "seed": int(seed),
+            "epochs_run": len(history),
+            "stopped_because": stop_reason(history, run.config),
+            "best_epoch": card["epoch"],
+            **({"lost_epoch": best_epoch(history)} if best_epoch(history) != card["epoch"] else {}),
+            "val_accuracy": card["val_accuracy"],
+            "test_accuracy": float(accuracy),
+            "test_loss": float(loss),
+        }
+        for seed, history, card, accuracy, loss in zip(
+            run.seeds, histories, cards, figures.accuracies, figures.losses, strict=True
+        )
+    ]
+    together = {"ensemble": {"test_accuracy": figures.ensemble_accuracy}, "seeds": results}
+    seconds = sum(row["seconds"] for row in max(histories, key=len))
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets")
+    return {
+        "dataset": run.dataset.name,
+        "dataset_note": run.dataset.note,
+        "preset": run.config.preset,
+        "num_params": count_parameters(variable_shapes()["params"]),
+        "selection_split": run.dataset.selection_split,
+        **({**statistics_of(results), **together} if len(results) > 1 else results[0]),
+        "train_seconds": seconds,
+        "images_per_second": sum(map(len, histories)) * run.images_per_epoch / seconds,
+        "devices": describe(run.mesh),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _summary_writer_class() -> Any:
+    """The `SummaryWriter` of tensorboardX, imported as if PyTorch were not installed.
+
+    If PyTorch is installed, tensorboardX imports it to recognise its tensors. We have none, and it takes a second.
+    """
+    if hidden := "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment] - so that importing it is an ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
+class TensorBoard:
+    """TensorBoard events of one run. Opening it replaces the events of an interrupted run by those of its history."""
+
+    def __init__(self, directory: Path, history: list[Row]) -> None:
+        for events in directory.glob("**/events.out.tfevents.*"):
+            events.unlink()
+        self._writer = _summary_writer_class()(str(directory))
+        for row in history:
+            self.add_epoch(row)
+
+    def add_epoch(self, row: Row) -> None:
+        """Write the scalars of one epoch."""
+        for tag, name in _SCALARS.items():
+            self._writer.add_scalar(tag, row[name], row["epoch"], walltime=row["time"])
+        self._writer.flush()
+
+    def add_grid(self, tag: str, images: UInt8[np.ndarray, "n h w"], columns: int) -> None:
+        """Write one picture of all images, `columns` to a row."""
+        n, height, width = images.shape
+        grid = images.reshape(n // columns, columns, height, width).transpose(0, 2, 1, 3)
+        self._writer.add_image(tag, grid.reshape(-1, columns * width), dataformats="HW")
+
+    def add_result(self, options: dict[str, Any], result: dict[str, float]) -> None:
+        """Write the hyper-parameters with the final figures (TensorBoard's HPARAMS tab)."""
+        shown = {
+            name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
+        }
+        self._writer.add_hparams(shown, {f"result/{name}": value for name, value in result.items()}, name="hparams")
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()

@@ -1,0 +1,119 @@
+"""A run: what is fixed when it starts (`Run`), and what changes while it trains (`Progress`)."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt32
+
+from mnist_flax.config import Config
+from mnist_flax.data import Dataset, Examples
+from mnist_flax.optim import Schedule, one_cycle
+from mnist_flax.step import StepOptions, Totals, TrainState
+from mnist_flax.training.mesh import to_host
+from mnist_flax.training.programs import (
+    EvaluationProgram,
+    TrainingProgram,
+    create_states,
+    step_options,
+    zero_totals,
+)
+from mnist_flax.training.selection import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is fixed when a run starts.
+
+    Attributes:
+        config: complete, see `config.completed`.
+        validation: the validation split in batches on the mesh.
+        learning_rate: its schedule.
+    """
+
+    config: Config
+    dataset: Dataset
+    mesh: Mesh
+    options: StepOptions
+    training: TrainingProgram
+    evaluation: EvaluationProgram
+    validation: Examples
+    learning_rate: Schedule
+
+    @property
+    def seeds(self) -> UInt32[np.ndarray, " replicas"]:
+        """One for each replica."""
+        return self.config.seed + np.arange(self.config.num_seeds, dtype=np.uint32)
+
+    @property
+    def epochs(self) -> int:
+        """The most epochs it trains for."""
+        assert self.config.epochs is not None
+        return self.config.epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Every step has a full batch."""
+        return self.training.steps_per_epoch
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Training images; those that fill up an epoch's last batch are not counted again."""
+        return len(self.dataset.train.labels)
+
+    def images_after(self, steps: int) -> int:
+        """Images that a replica has seen after so many steps, counted like `images_per_epoch`."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * self.images_per_epoch + rest * self.config.batch_size
+
+
+class Progress(NamedTuple):
+    """What changes while a run trains: all that it needs to go on from where it is.
+
+    Attributes:
+        state: of all replicas.
+        totals: of the current epoch.
+        histories: a row for each finished epoch of each replica.
+        epoch_seconds: that the current epoch has taken.
+    """
+
+    state: TrainState
+    totals: Totals
+    histories: list[list[Row]]
+    epoch_seconds: float
+
+    @property
+    def step(self) -> int:
+        """Steps that the replica which has gone furthest has taken."""
+        return int(to_host(self.state.step).max())
+
+
+def prepare(config: Config, dataset: Dataset, mesh: Mesh) -> Run:
+    """A run on a mesh, its data placed and its programs ready to be compiled."""
+    steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
+    total_steps = (config.epochs or 0) * steps_per_epoch
+    options = step_options(config, dataset.normalization, total_steps)
+    evaluation = EvaluationProgram(mesh, dataset.normalization)
+    return Run(
+        config=config,
+        dataset=dataset,
+        mesh=mesh,
+        options=options,
+        training=TrainingProgram(mesh, options, dataset.train),
+        evaluation=evaluation,
+        validation=evaluation.batches(dataset.validation),
+        learning_rate=one_cycle(total_steps, config.max_lr)[0],
+    )
+
+
+def start(run: Run) -> Progress:
+    """The progress of a run before its first step."""
+    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps)
+    return Progress(state, zero_totals(run.config.num_seeds, run.mesh), [[] for _ in run.seeds], 0.0)
+
+
+def of_replica(tree: Any, i: int) -> Any:
+    """What belongs to replica `i` of a tree whose arrays have a leading axis of replicas."""
+    return jax.tree.map(lambda x: x[i], tree)

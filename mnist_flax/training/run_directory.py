@@ -1,0 +1,100 @@
+"""The run directory: who may write it, and whose run it holds."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mnist_flax.config import CARRYING_OUT, Config, flag
+from mnist_flax.errors import UserError
+from mnist_flax.files import read_json, write_json
+
+CONFIG, SUMMARY = "config.json", "summary.json"
+# What a run writes; `--overwrite` deletes these and nothing else.
+OWN_FILES = (
+    *(CONFIG, "metrics.jsonl", SUMMARY, "best", "last", "hparams", "report"),
+    *("events.out.tfevents.*", "seed-[0-9]*"),
+)
+
+
+def require_writable(workdir: Path) -> None:
+    """Make the directory and try it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    probe = workdir / f".writable{os.getpid()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another") from error
+
+
+@contextmanager
+def claimed(config: Config) -> Iterator[None]:
+    """Lock the run directory for this process, and make it that of `config`, or check that it is.
+
+    The system releases the lock however the process ends.
+
+    Raises:
+        UserError: another process has locked it, or it holds a run with another configuration.
+    """
+    from filelock import FileLock, Timeout
+
+    workdir = config.workdir
+    try:
+        lock = FileLock(workdir / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        raise UserError(f"{workdir} is in use by another process; wait for it, or choose another --workdir") from error
+    with lock:
+        if config.overwrite:
+            _delete_run(workdir)
+        stored = read_json(workdir / CONFIG)
+        if stored is None:
+            write_json(workdir / CONFIG, config.to_json())
+        else:
+            refuse_changes(stored, config)
+        yield
+
+
+def refuse_changes(stored: dict[str, Any], config: Config) -> None:
+    """Hold a resuming run to the configuration with which its run directory was started.
+
+    Raises:
+        UserError: something that is computed differs; the message lists every difference.
+    """
+    current = config.to_json()
+    names = sorted((set(stored) | set(current)) - CARRYING_OUT)
+    changed = [
+        f"{flag(name)} was {json.dumps(stored.get(name))}, is now {json.dumps(current.get(name))}"
+        for name in names
+        if stored.get(name) != current.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{config.workdir} belongs to a run with another configuration ({'; '.join(changed)}): repeat that run's "
+            "options to resume it, choose another --workdir, or pass --overwrite to delete it and start afresh"
+        )
+
+
+def finished_summary(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None if the run is not finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_json(workdir / SUMMARY)
+
+
+def _delete_run(workdir: Path) -> None:
+    """Delete what a run writes, and nothing else that may lie there."""
+    for path in [path for pattern in OWN_FILES for path in workdir.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""The checkpoints and records of a run, and the only object that writes them."""
+
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnist_flax.errors import UserError
+from mnist_flax.files import write_json
+from mnist_flax.step import Totals
+from mnist_flax.training.checkpoint import Checkpoints, resumable
+from mnist_flax.training.mesh import to_host
+from mnist_flax.training.records import TensorBoard, write_history
+from mnist_flax.training.run import Progress, Run, of_replica
+from mnist_flax.training.run_directory import SUMMARY
+from mnist_flax.training.selection import Row, best_epoch
+
+
+class RunFiles:
+    """A run's `last` checkpoint, and of each seed its `best` checkpoint, `metrics.jsonl` and TensorBoard events.
+
+    A run of several seeds keeps each seed's files in a directory of its own. All processes of a job write checkpoints;
+    the main process alone writes the rest.
+    """
+
+    def __init__(self, run: Run) -> None:
+        workdir, seeds = run.config.workdir, run.seeds
+        self.is_main = jax.process_index() == 0
+        self.workdir = workdir
+        self.directories = [workdir / f"seed-{seed}" if len(seeds) > 1 else workdir for seed in seeds]
+        self.best = [Checkpoints(directory / "best") for directory in self.directories]
+        self.last = Checkpoints(workdir / "last")
+        self.boards: list[TensorBoard] = []
+
+    def restore(self, progress: Progress) -> Progress | None:
+        """The progress that the newest `last` checkpoint holds, placed like `progress`; None if there is none.
+
+        Raises:
+            UserError: a network that the run selected has no sound checkpoint left.
+        """
+        restored = self.last.restore(like={"state": resumable(progress.state), "totals": progress.totals})
+        if restored is not None:
+            arrays, metadata = restored
+            progress = Progress(
+                progress.state.replace(**arrays["state"]),
+                Totals(*arrays["totals"]),
+                metadata["histories"],
+                metadata["epoch_seconds"],
+            )
+        for best, history in zip(self.best, progress.histories, strict=True):
+            # A run killed between its saves repeats the epoch that its newest `best` came from.
+            best.discard_after(progress.step)
+            if history:
+                _mark_lost(history, best)
+        return progress if restored is not None else None
+
+    def open_records(self, histories: list[list[Row]]) -> None:
+        """Start TensorBoard's events anew, from the histories."""
+        if self.is_main:
+            pairs = zip(self.directories, histories, strict=True)
+            self.boards = [TensorBoard(directory, history) for directory, history in pairs]
+
+    def save_last(self, progress: Progress) -> None:
+        """Write all that the run needs to go on from here."""
+        state = {"state": resumable(progress.state), "totals": progress.totals}
+        metadata = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
+        self.last.save(progress.step, state, metadata)
+
+    def write_epoch(self, i: int, history: list[Row]) -> None:
+        """Write the records of replica `i` after another epoch."""
+        if self.is_main:
+            write_history(self.directories[i], history)
+            self.boards[i].add_epoch(history[-1])
+
+    def restore_best(self, progress: Progress) -> tuple[Any, list[dict[str, Any]]]:
+        """The variables of every replica's best epoch, with a leading axis of replicas, and their cards.
+
+        Raises:
+            UserError: a checkpoint is not there any more.
+        """
+        like = of_replica(to_host(progress.state.variables), 0)
+        variables, cards = [], []
+        for best in self.best:
+            restored = best.restore(like=like)
+            if restored is None:
+                raise UserError(f"{best.directory} has lost its checkpoints; pass --overwrite to train again")
+            variables.append(restored[0])
+            cards.append(restored[1])
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *variables), cards
+
+    def write_summary(self, summary: dict[str, Any], config: dict[str, Any]) -> None:
+        """Write `summary.json`, and its figures into TensorBoard."""
+        if self.is_main:
+            for board, result in zip(self.boards, summary.get("seeds", [summary]), strict=True):
+                shown = {name: result[name] for name in ("val_accuracy", "test_accuracy", "test_loss")}
+                board.add_result({**config, "seed": result["seed"]}, shown)
+            write_json(self.workdir / SUMMARY, summary)
+
+    def __enter__(self) -> "RunFiles":
+        """Nothing is opened here; leaving closes all."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Flush and release what is open."""
+        for resource in (self.last, *self.best, *self.boards):
+            resource.close()
+
+
+def _mark_lost(history: list[Row], best: Checkpoints) -> None:
+    """Mark the epochs after the newest sound `best` checkpoint, if that is not the best epoch's: theirs is lost.
+
+    Raises:
+        UserError: there is no sound checkpoint left.
+    """
+    kept = best.latest_step()
+    if kept is None:
+        raise UserError(f"{best.directory} has no sound checkpoint left; train again, with --overwrite")
+    if history[best_epoch(history) - 1]["step"] != kept:
+        for row in history:
+            if row["step"] > kept:
+                row["checkpoint_lost"] = True

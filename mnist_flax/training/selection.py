@@ -1,0 +1,59 @@
+"""Decisions of a run as pure functions of its history: which epoch is best, when to stop; and statistics over seeds."""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from mnist_flax.config import Config
+
+Row = dict[str, Any]  # the record of one epoch, a line of metrics.jsonl
+
+
+def best_epoch(history: list[Row]) -> int:
+    """The first epoch with the highest validation accuracy, counted from 1."""
+    return 1 + max(range(len(history)), key=lambda i: (history[i]["val_accuracy"], -i))
+
+
+def best_kept_epoch(history: list[Row]) -> int:
+    """The same among the epochs whose checkpoints are not lost; `RunFiles.restore` marks those that are."""
+    return best_epoch([{**row, "val_accuracy": -1.0} if row.get("checkpoint_lost") else row for row in history])
+
+
+def stop_reason(history: list[Row], config: Config) -> str | None:
+    """Why training is over after the epochs of `history`, or None if it is not."""
+    if not history:
+        return None
+    if config.target_accuracy is not None and history[-1]["val_accuracy"] >= config.target_accuracy:
+        return f"validation accuracy reached the target of {config.target_accuracy:.2%}"
+    if len(history) >= (config.epochs or 0):
+        return "all epochs done"
+    if config.patience and len(history) - best_epoch(history) >= config.patience:
+        return f"no better validation accuracy for {config.patience} epochs"
+    return None
+
+
+def still_training(histories: list[list[Row]], config: Config) -> Bool[np.ndarray, " replicas"]:
+    """Which replicas have not come to their end."""
+    return np.array([stop_reason(history, config) is None for history in histories])
+
+
+def statistics_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds; standard deviation and 95 % interval of the mean (Student's t) of the test accuracy."""
+    from scipy import stats
+
+    n = len(results)
+    mean: dict[str, Any] = {
+        name: math.fsum(result[name] for result in results) / n
+        for name in ("val_accuracy", "test_accuracy", "test_loss")
+    }
+    std = float(np.std([result["test_accuracy"] for result in results], ddof=1))
+    margin = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return {
+        "num_seeds": n,
+        "epochs_run": max(result["epochs_run"] for result in results),
+        **mean,
+        "test_accuracy_std": std,
+        "test_accuracy_ci95": [mean["test_accuracy"] - margin, mean["test_accuracy"] + margin],
+    }

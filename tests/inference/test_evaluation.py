@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from mnist_flax.errors import UserError
+from mnist_flax.inference import weights
+from mnist_flax.inference.evaluation import describe, evaluate
+
+
+@pytest.fixture(scope="module")
+def file(golden_weights, card, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "network.safetensors"
+    weights.save(path, golden_weights, card)
+    return path
+
+
+def test_evaluate_counts_as_scikit_learn_does(file):
+    _, (_, labels), log_probabilities, figures = evaluate(file, None, "test", None, 0)
+    hits = log_probabilities.argmax(-1) == labels
+    assert (figures["num_examples"], figures["accuracy"]) == (359, hits.mean())
+    matrix = np.array(figures["confusion_matrix"])
+    assert matrix.sum() == 359
+    assert np.trace(matrix) == hits.sum()
+    for digit, row in figures["per_class"].items():
+        assert row["support"] == matrix[int(digit)].sum()
+        assert row["recall"] == pytest.approx(matrix[int(digit), int(digit)] / row["support"])
+    assert "accuracy" in describe(figures)
+    assert evaluate(file, None, "validation", None, 0).figures["num_examples"] == 119
+    assert evaluate(file, None, "train", None, 0).figures["num_examples"] == 1319
+    # Of a data set that is not the network's own, what a run would hold out: MNIST's 5,000 are more than there are.
+    assert evaluate(None, "digits", "validation", None, 0).figures["num_examples"] == 119
+
+
+def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path):
+    card = {**card, "config": {**card["config"], "val_size": 0}}
+    weights.save(tmp_path / "w.safetensors", golden_weights, card)
+    with pytest.raises(UserError, match="held no images out"):
+        evaluate(tmp_path / "w.safetensors", None, "validation", None, 0)

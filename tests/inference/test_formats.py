@@ -1,0 +1,143 @@
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import mnist_flax
+from mnist_flax import data, export
+from mnist_flax.errors import UserError
+from mnist_flax.inference import formats, interop, weights
+from mnist_flax.inference.classifier import Classifier
+
+
+@pytest.fixture(scope="module")
+def network(golden_weights, card):
+    return Classifier(golden_weights, card)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "name"),
+    [
+        ("safetensors", "w.safetensors"),
+        ("pytorch", "w.safetensors"),
+        ("pytorch", "w.pth"),
+        ("stablehlo", "w.stablehlo"),
+        ("onnx", "w.onnx"),
+    ],
+)
+def test_written_files_agree(network, tmp_path, file_format, name):
+    if name == "w.pth":
+        pytest.importorskip("torch")
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    assert formats.export(network, file_format, tmp_path / name) < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_command_knows_every_format():
+    assert tuple(formats.FORMATS) == export.FORMATS
+
+
+@pytest.mark.parametrize("file_format", formats.FORMATS)
+def test_every_format_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path, file_format):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    network, images = mnist_flax.load(), data.load("mnist", mnist_dir, 0).test.images
+    run = formats.FORMATS[file_format](network, tmp_path / "w.safetensors")  # reads the file back
+    np.testing.assert_array_equal(run(images).argmax(-1), network.predict(images)[0])
+
+
+def test_pytorch_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path):
+    torch = pytest.importorskip("torch")
+    from benchmarks.pytorch import Net
+
+    network, images = mnist_flax.load(), data.load("mnist", mnist_dir, 0).test.images
+    formats.export(network, "pytorch", tmp_path / "w.pth")
+    net = Net().eval()
+    net.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True))
+    with torch.no_grad():
+        logits = net(torch.from_numpy(np.array(network.normalization(images)[..., 0][:, None], np.float32)))
+    np.testing.assert_array_equal(logits.numpy().argmax(-1), network.predict(images)[0])
+
+
+def test_stablehlo_runs_without_this_package(network, tmp_path):
+    formats.export(network, "stablehlo", tmp_path / "w")
+    code = (
+        "import sys, numpy as np, jax.export\n"
+        f"call = jax.export.deserialize(bytearray(open({str(tmp_path / 'w')!r}, 'rb').read())).call\n"
+        "print(call(np.full((3, 28, 28), 7, np.uint8)).shape, sorted({'flax', 'mnist_flax'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "(3, 10) []\n"
+
+
+def test_folding_is_convolution_then_batch_norm():
+    rng = np.random.RandomState(0)
+    state_dict = {"b.0.weight": rng.standard_normal((4, 3, 1, 1)), "b.0.bias": rng.standard_normal(4)}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        state_dict[f"b.1.{name}"] = rng.random(4) + 0.5
+    x = rng.standard_normal(3)
+    convolved = state_dict["b.0.weight"][:, :, 0, 0] @ x + state_dict["b.0.bias"]
+    normalised = (convolved - state_dict["b.1.running_mean"]) / np.sqrt(state_dict["b.1.running_var"] + 1e-5)
+    kernel, bias = formats.fold_batch_norm(state_dict, "b")
+    expected = normalised * state_dict["b.1.weight"] + state_dict["b.1.bias"]
+    np.testing.assert_allclose(kernel[:, :, 0, 0] @ x + bias, expected, rtol=1e-5)
+
+
+def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
+    (tmp_path / "w").write_bytes(b"earlier")
+
+    def write_wrong(network, path):
+        path.write_bytes(b"wrong")
+        return lambda images: np.zeros((len(images), 10), np.float32)
+
+    monkeypatch.setitem(formats.FORMATS, "stablehlo", write_wrong)
+    with pytest.raises(UserError, match="differ by"):
+        formats.export(network, "stablehlo", tmp_path / "w")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("w", b"earlier")]
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "pytorch", "stablehlo", "onnx"])
+def test_a_place_that_cannot_be_written_is_named(network, tmp_path, file_format):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(UserError, match=r"no/such/w.safetensors cannot be written \(No such file or directory\)"):
+        formats.export(network, file_format, tmp_path / "no/such/w.safetensors")
+
+
+def command(module, *arguments):
+    run = [sys.executable, "-W", "error", "-m", f"mnist_flax.{module}", *map(str, arguments)]
+    return subprocess.run(run, capture_output=True, text=True, check=False)
+
+
+def test_pytorch_weights_go_out_and_come_in(network, tmp_path, golden_weights):
+    weights.save(tmp_path / "w.safetensors", golden_weights, network.card)
+    out = command("export", tmp_path / "w.safetensors", "--format", "pytorch", "--output", tmp_path / "p.safetensors")
+    assert out.returncode == 0, out.stderr
+    assert "359 real digits" in out.stdout
+    back = command("import_weights", tmp_path / "p.safetensors", "--output", tmp_path / "b.safetensors")
+    assert back.returncode == 0, back.stderr
+    loaded = mnist_flax.load(tmp_path / "b.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, golden_weights)
+    images = data.load("digits", None, 0).test.images
+    assert (loaded.predict(images)[0] == network.predict(images)[0]).all()
+
+
+def test_state_dicts_that_cannot_be_read(tmp_path, golden_weights):
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense" * 9)
+    for name in ("bad.safetensors", "missing.safetensors"):
+        failed = command("import_weights", tmp_path / name, "--output", tmp_path / "o.safetensors")
+        assert failed.returncode == 2
+        assert failed.stderr.startswith("error: ")
+        assert len(failed.stderr.splitlines()) == 1
+    from safetensors.numpy import save_file
+
+    state_dict = {name: np.ascontiguousarray(value) for name, value in interop.to_pytorch(golden_weights).items()}
+    del state_dict["block1.0.weight"]
+    save_file(state_dict, tmp_path / "short.safetensors")
+    failed = command("import_weights", tmp_path / "short.safetensors", "--output", tmp_path / "o.safetensors")
+    assert failed.returncode == 2
+    assert "missing ['block1.0.weight']" in failed.stderr
+    assert not (tmp_path / "o.safetensors").exists()

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from scipy.spatial.distance import mahalanobis
+
+import mnist_flax
+from benchmarks import strangers
+from mnist_flax import data
+from mnist_flax.errors import UserError
+from mnist_flax.inference import novelty, weights
+from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading import image, judge
+
+
+def test_it_is_the_mahalanobis_distance_from_the_nearest_class_in_units_of_the_held_out_images():
+    rng = np.random.RandomState(0)
+    labels = rng.randint(0, 3, 3000)
+    mixing = rng.standard_normal((5, 5))
+    features = (rng.standard_normal((3000, 5)) @ mixing + 10 * labels[:, None]).astype(np.float32)
+    reference = novelty.fit(features[:2000], labels[:2000], features[2000:])
+    distances = novelty.distances(reference, features)
+    assert (distances[2000:] <= 1).mean() == novelty.WITHIN
+    inverse = np.linalg.inv(mixing.T @ mixing)
+    expected = [min(mahalanobis(x, np.full(5, 10.0 * label), inverse) for label in range(3)) for x in features]
+    np.testing.assert_allclose(distances / distances.mean(), expected / np.mean(expected), rtol=0.2)
+
+
+def test_features_are_the_later_blocks_averaged():
+    network, images = mnist_flax.load(), data.load("digits", None, 0).test.images[:3]
+    outputs = network.activations(images)
+    expected = np.concatenate([outputs[block].mean((1, 2)) for block in novelty.BLOCKS], axis=-1)
+    assert expected.shape == (3, novelty.NUM_FEATURES)
+    np.testing.assert_allclose(network.features(images), expected, atol=1e-5)
+    assert network.features(images[:0]).shape == (0, novelty.NUM_FEATURES)
+
+
+def test_what_is_no_digit_is_told_from_what_is():
+    network = mnist_flax.load()
+    digits = [image.draw(picture / np.float32(255)).pixels for picture in data.load("digits", None, 0).test.images]
+    _, verdicts = judge.judge(network, np.stack([pixels for pixels in digits if pixels is not None]))
+    assert verdicts.count("digit") / len(digits) > 0.9
+    kinds = (strangers.scribbles, strangers.polygons, strangers.stripes, strangers.noise)
+    drawings = [image.draw(draw(np.random.RandomState(seed))).pixels for draw in kinds for seed in range(20)]
+    images = np.stack([pixels for pixels in drawings if pixels is not None])
+    _, verdicts = judge.judge(network, images)
+    assert verdicts.count("not like a digit") / len(verdicts) > 0.7
+    # A network of which nothing but its weights is known goes by probability.
+    plain = Classifier(network.variables, network.card)
+    assert plain.novelty(images) is None
+    assert set(judge.judge(plain, images)[1]) == {"digit", "unclear"}
+
+
+def test_every_font_has_digits_that_are_named():
+    assert len(strangers.fonts()) >= 10
+    drawings = [image.draw(grey).pixels for grey in strangers.glyphs("38")]
+    probabilities, verdicts = judge.judge(mnist_flax.load(), np.stack([x for x in drawings if x is not None]))
+    assert verdicts.count("digit") / len(drawings) > 0.9
+    assert (probabilities.argmax(-1) == np.repeat([3, 8], len(drawings) // 2)).mean() > 0.95
+
+
+def test_weights_files_carry_it(tmp_path):
+    network = mnist_flax.load()
+    weights.save(tmp_path / "w.safetensors", network.variables, network.card, network.reference)
+    loaded = weights.load(tmp_path / "w.safetensors")[2]
+    assert loaded is not None
+    assert network.reference is not None
+    for ours, theirs in zip(loaded, network.reference, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    short = novelty.Reference(loaded.means[:, 1:], loaded.whitening[1:, 1:])
+    weights.save(tmp_path / "short.safetensors", network.variables, network.card, short)
+    with pytest.raises(UserError, match=r"does not hold this network.*reference/means"):
+        mnist_flax.load(tmp_path / "short.safetensors")
+
+
+def test_mnists_own_digits_are_seldom_novel(mnist_dir):
+    images = data.load("mnist", mnist_dir, 0).test.images
+    assert (mnist_flax.load().novelty(images) > 1).mean() < 0.006

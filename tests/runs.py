@@ -1,0 +1,39 @@
+"""Training runs as a user starts them, in processes of their own, and what they leave behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mnist_flax.training.records import read_history
+
+DIGITS = ["--dataset", "digits"]
+TIMES = {"time", "seconds", "images_per_second"}
+
+
+def start(*arguments, warnings="error", **options):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-W", warnings, "-m", "mnist_flax.train", "--no-report", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**environment, **options.pop("env", {})}, **pipes, **options)
+
+
+def train(*arguments, **options):
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def rows(workdir: Path):
+    """metrics.jsonl without the wall-clock figures."""
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_history(workdir)]
+
+
+def wait_for_rows(process, workdir, count):
+    deadline = time.monotonic() + 200
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,45 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import mnist_flax
+from mnist_flax import data
+from mnist_flax.config import Config
+from mnist_flax.training.mesh import make_mesh
+from mnist_flax.training.programs import TrainingProgram, create_states, step_options, zero_totals
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_what_devices_send_each_other_in_a_step(num_devices):
+    """Gradients, loss and hits, and for each BatchNorm two sums a channel forward and two backward: 52,000 bytes."""
+    dataset, config = data.load("digits", None, 119), Config()
+    mesh = make_mesh(config.batch_size, num_devices)
+    training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train)
+    state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100), zero_totals(1, mesh)
+    training.compile(state, totals)
+    program = training.steps.as_text()
+    sent = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
+    shapes = [dimensions for results in sent for _, dimensions in re.findall(r"(f32|s32)\[([\d,]*)\]", results)]
+    numbers = sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)
+    statistics = mnist_flax.load().variables["batch_stats"]
+    channels = sum(leaf.size for leaf in jax.tree.leaves(statistics)) // 2
+    assert numbers == 12_534 + 2 + 4 * channels == 13_000
+    assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", program)
+
+
+def test_a_program_that_has_used_jax_before_trains_on_the_devices_there_are(monkeypatch):
+    num_devices = len(jax.devices())
+    monkeypatch.delenv("XLA_FLAGS")  # as if nobody had forced their number
+    assert make_mesh(8 * num_devices).size == num_devices
+
+
+@pytest.mark.parametrize(("batch_size", "num_replicas", "expected"), [(64, 1, 1), (96, 1, 2), (512, 1, 4), (32, 3, 3)])
+def test_a_core_is_a_device_where_it_has_a_replica_or_48_images(batch_size, num_replicas, expected, monkeypatch):
+    asked = {}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr("mnist_flax.training.mesh.num_cores", lambda: 4)
+    monkeypatch.setattr("jax.config.update", asked.__setitem__)
+    make_mesh(batch_size, num_replicas=num_replicas)
+    assert asked == {"jax_num_cpu_devices": expected}

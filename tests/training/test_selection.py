@@ -1,0 +1,35 @@
+from mnist_flax.config import Config
+from mnist_flax.training.selection import best_epoch, best_kept_epoch, stop_reason
+
+
+def history(*accuracies):
+    return [{"val_accuracy": accuracy} for accuracy in accuracies]
+
+
+def test_best_epoch_is_the_first_of_the_highest():
+    assert best_epoch(history(0.1, 0.9, 0.8, 0.9)) == 2
+
+
+def test_stops_after_patience_epochs_without_improvement():
+    config = Config(epochs=20, patience=3)
+    assert stop_reason(history(), config) is None
+    assert stop_reason(history(0.5, 0.9, 0.8, 0.9), config) is None
+    assert "for 3 epochs" in stop_reason(history(0.5, 0.9, 0.8, 0.9, 0.7), config)
+    assert stop_reason(history(0.5, 0.9, 0.8, 0.9, 0.91), config) is None
+    assert stop_reason(history(*[0.9] * 19), Config(epochs=20, patience=0)) is None
+
+
+def test_stops_at_the_target_or_the_last_epoch():
+    config = Config(epochs=3, target_accuracy=0.994)
+    assert stop_reason(history(0.99, 0.9939), config) is None
+    assert "target of 99.40%" in stop_reason(history(0.99, 9940 / 10000), config)
+    assert stop_reason(history(0.1, 0.2, 0.3), config) == "all epochs done"
+
+
+def test_an_epoch_whose_checkpoint_is_lost_is_not_the_best_that_is_kept():
+    rows = history(0.1, 0.9, 0.8, 0.85)
+    for row in rows[1:3]:
+        row["checkpoint_lost"] = True
+    assert best_epoch(rows) == 2
+    assert best_kept_epoch(rows) == 4
+    assert best_kept_epoch(rows[:3]) == 1

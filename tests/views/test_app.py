@@ -1,0 +1,415 @@
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+import mnist_flax
+from mnist_flax.errors import UserError
+from mnist_flax.model import BLOCKS
+from mnist_flax.reading import judge
+from mnist_flax.views import app, server
+
+EXAMPLES = app.PAGE / "examples"
+THREE = EXAMPLES / "3-32.png"
+PNG = {"Content-Type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return mnist_flax.load()
+
+
+@contextlib.contextmanager
+def serving(application):
+    """Serves an application as the command does; its port."""
+    with server.listen("127.0.0.1", 0) as listener:
+        web_server = server.create_server(application)
+        thread = threading.Thread(target=web_server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            web_server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def port(network):
+    with serving(app.create_app(network)) as port:
+        yield port
+
+
+def ask(port, method="POST", path="/predict", body=None, headers=PNG):
+    """Status, headers and content of an answer."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+
+
+def refusal(port, *arguments, **keywords):
+    """Status and sentence of an answer that is no prediction."""
+    status, headers, content = ask(port, *arguments, **keywords)
+    assert headers.get_content_type() == "application/json"
+    answer = json.loads(content)
+    assert list(answer) == ["error"]
+    assert re.fullmatch(r"[A-Z].*\.", answer["error"])
+    return status, answer["error"]
+
+
+def png(width, height):
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_the_answer_is_predicts_with_what_the_network_sees(port, network):
+    status, _, content = ask(port, body=THREE.read_bytes())
+    assert status == 200
+    answer = json.loads(content)
+    expected, pixels = judge.answer(network, THREE)
+    for key in ("digit", "verdict"):
+        assert answer[key] == expected[key]
+    assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+    assert base64.b64decode(answer["pixels"]) == pixels.tobytes()
+    activations = network.activations(pixels[None])
+    assert [block["name"] for block in answer["maps"]] == list(BLOCKS)
+    for block in answer["maps"]:
+        [values] = activations[block["name"]]
+        shown = np.frombuffer(base64.b64decode(block["values"]), np.uint8)
+        shown = shown.reshape(block["channels"], block["height"], block["width"]).transpose(1, 2, 0)
+        np.testing.assert_allclose(shown / 255 * values.max(), values, atol=values.max() / 500)
+
+
+def test_what_is_not_one_digit_has_no_maps(port):
+    answer = json.loads(ask(port, body=png(280, 280))[2])
+    assert answer["verdict"] == "no ink"
+    assert [answer[key] for key in ("digit", "probabilities", "pixels", "maps")] == [None] * 4
+
+
+def test_examples_are_right_and_wrong(port):
+    model = json.loads(ask(port, "GET", "/model")[2])
+    assert model["accuracy"] == "validation accuracy 99.64% on mnist"
+    hard = [example["hard"] for example in model["examples"]]
+    assert (hard.count(False), hard.count(True)) == (10, 6)
+    assert hard == sorted(hard)
+    for example in model["examples"]:
+        status, headers, content = ask(port, "GET", f"/{example['file']}")
+        assert (status, headers["Content-Type"]) == (200, "image/png")
+        answer = json.loads(ask(port, body=content)[2])
+        assert example["label"] == example["file"][len("examples/")]
+        assert example["hard"] == (answer["digit"] != example["label"])
+
+
+def test_another_networks_page(network):
+    other = mnist_flax.Classifier(
+        network.variables, {**network.card, "class_names": [*"abcdefghij"], "dataset": "letters", "val_accuracy": 0.5}
+    )
+    with serving(app.create_app(other, "runs/letters")) as port:
+        model = json.loads(ask(port, "GET", "/model")[2])
+    assert model["name"] == "runs/letters"
+    assert model["accuracy"] == "validation accuracy 50.00% on letters"
+    assert model["examples"] == []  # they are digits
+    unmeasured = {name: value for name, value in network.card.items() if name != "val_accuracy"}
+    assert app.describe(mnist_flax.Classifier(network.variables, unmeasured)) == "its accuracy was never measured"
+
+
+@pytest.mark.parametrize("path", ["/", "/demo.js", "/style.css", "/model", "/examples/3-32.png", "/nothing"])
+def test_every_answer_has_security_headers(port, path):
+    _, headers, _ = ask(port, "GET", path)
+    assert "default-src 'none'; script-src 'self'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_the_page_asks_no_other_host():
+    for path in app.PAGE.rglob("*.*"):
+        if path.suffix != ".png":
+            assert not re.search(r"https?:|//\w+\.", path.read_text()), path
+
+
+BAD = {
+    "no type": ({"headers": {}, "body": b"x"}, 415, "must be an image file"),
+    "form": ({"headers": {"Content-Type": "application/x-www-form-urlencoded"}, "body": b"a=1"}, 415, "must be an im"),
+    "empty": ({"body": b""}, 400, "cannot be used: it is not an image"),
+    "text": ({"body": b"hello"}, 400, "cannot be used: it is not an image"),
+    "truncated": ({"body": THREE.read_bytes()[:150]}, 400, "cannot be used: it is damaged"),
+    "vector graphics": ({"body": b"<svg/>", "headers": {"Content-Type": "image/svg+xml"}}, 400, "not an image"),
+    "bomb": ({"body": png(30000, 30000)}, 400, "has more than 25,000,000 pixels"),
+    "large": ({"body": png(6000, 5000)}, 400, "it has 6000×5000 pixels, more than 25,000,000"),
+    "heavy": ({"body": bytes(app.MAX_BYTES + 1)}, 413, "larger than 10 MB"),
+    "heavy, in pieces": ({"body": iter([bytes(10**6)] * 11)}, 413, "larger than 10 MB"),
+    "method": ({"method": "PUT"}, 405, "Method Not Allowed"),
+    "preflight": ({"method": "OPTIONS"}, 405, "Method Not Allowed"),
+    "path": ({"method": "GET", "path": "/nothing"}, 404, "no such page"),
+    "traversal": ({"method": "GET", "path": "/../demo.py"}, 404, "no such page"),
+    "encoded traversal": ({"method": "GET", "path": "/%2e%2e/demo.py"}, 404, "no such page"),
+    "other origin": ({"headers": PNG | {"Origin": "http://evil.example"}}, 403, "not those of other origins"),
+    "no origin": ({"headers": PNG | {"Origin": "null"}}, 403, "not those of other origins"),
+    "other port": ({"headers": PNG | {"Origin": "http://127.0.0.1:1"}}, 403, "not those of other origins"),
+    "rebound name": ({"headers": PNG | {"Host": "evil.example"}}, 403, "own name only"),
+    "rebound page": ({"method": "GET", "path": "/", "headers": {"Host": "evil.example:8000"}}, 403, "own name only"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_in_a_sentence(port, name):
+    request, expected, sentence = BAD[name]
+    status, said = refusal(port, **request)
+    assert status == expected
+    assert sentence in said
+
+
+def test_its_own_page_may_ask_by_any_of_its_names(port):
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", f"LOCALHOST:{port}"):
+        headers = PNG | {"Host": host, "Origin": f"http://{host}"}
+        assert ask(port, body=THREE.read_bytes(), headers=headers)[0] == 200
+    assert server.is_known("classroom.local:80", frozenset({"classroom.local"}))
+
+
+@given(st.one_of(st.text(max_size=40), st.from_regex(r"(https?://)?[\w.\-:\[\]@%]{0,20}", fullmatch=True)))
+def test_no_host_header_is_known_but_addresses_and_names(host):
+    known = server.is_known(host, frozenset({"localhost"}))
+    assert not known or re.search(r"(^|@)(localhost|[\d.]+|\[?[\da-f:.%]+)", host.lower())
+
+
+HEADER = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
+PARTS = st.tuples(st.integers(0, 300), st.binary(max_size=60))
+
+
+@given(
+    st.sampled_from(["image/png", "image/", "IMAGE/PNG", "multipart/form-data; boundary=x"]) | HEADER,
+    st.binary(max_size=400) | PARTS,
+    st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "DELETE"]),
+    st.just("/predict") | HEADER.map(lambda text: "/" + text.replace(" ", "")),
+)
+def test_fuzz_requests(port, content_type, body, method, path):
+    if isinstance(body, tuple):  # a real image with some of its bytes replaced
+        position, noise = body
+        good = THREE.read_bytes()
+        body = good[:position] + noise + good[position + len(noise) :]
+    status, headers, content = ask(port, method, path, body, {"Content-Type": content_type})
+    assert status == 200 or 400 <= status < 500
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    if status != 200:
+        assert json.loads(content)["error"].endswith(".")
+
+
+def test_too_many_are_told_to_wait(network):
+    with serving(app.create_app(network, rate=2.0)) as port:
+        answers = [ask(port, body=THREE.read_bytes()) for _ in range(20)]
+        assert [status for status, _, _ in answers[:2]] == [200, 200]
+        status, headers, content = next(answer for answer in answers if answer[0] != 200)
+        assert (status, headers["Retry-After"]) == (429, "1")
+        assert json.loads(content)["error"] == "More than 2 predictions a second were asked for."
+        time.sleep(1)
+        assert ask(port, body=THREE.read_bytes())[0] == 200
+
+
+def test_so_many_at_once_and_no_more(port, monkeypatch):
+    monkeypatch.setattr(app, "MAX_IN_FLIGHT", 1)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as first:
+        first.sendall(head)
+        until = [refusal(port, body=b"") for _ in range(50)]
+        assert until[-1] == (503, "Too many predictions are asked for at once.")
+        first.sendall(b"no image!")
+        assert first.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert ask(port, body=THREE.read_bytes())[0] == 200
+
+
+def test_who_dawdles_is_hung_up_on(port, monkeypatch):
+    monkeypatch.setattr(server, "SECONDS", 0.3)
+    for sent, answer in (
+        (b"", b""),
+        (b"POST /predict HT", b""),
+        (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Type: image/png\r\n\r\nhalf",
+            b"408",
+        ),
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(sent)
+            received = b"".join(iter(lambda: connection.recv(4096), b""))  # to the end: it does not wait for the rest
+            assert answer in received
+            assert bool(answer) == bool(received)
+    assert ask(port, body=THREE.read_bytes())[0] == 200
+
+
+def test_a_taken_port(monkeypatch):
+    with server.listen("127.0.0.1", 0) as taken:
+        number = taken.getsockname()[1]
+        monkeypatch.setattr(server, "PORT", number)
+        with server.listen("127.0.0.1", None) as other:
+            assert other.getsockname()[1] not in (0, number)
+        with pytest.raises(UserError, match=rf"cannot listen on 127.0.0.1, port {number}: .*in use"):
+            server.listen("127.0.0.1", number)
+    with pytest.raises(UserError, match="between 0 and 65535"):
+        server.listen("127.0.0.1", 65536)
+    with pytest.raises(UserError, match=r"cannot listen on nowhere\.invalid"):
+        server.listen("nowhere.invalid", None)
+
+
+@pytest.fixture(scope="module")
+def url():
+    """The page of the command, run as a user would."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "mnist_flax.demo", "--no-browser", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout.readline() == "the shipped weights: validation accuracy 99.64% on mnist\n"
+            found = re.fullmatch(r"(http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", process.stdout.readline())
+            yield found[1]
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=20) == ("", "")
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def browser(url, tmp_path):
+    """The page in a browser, at a desktop's size."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage", "no-first-run"),
+        *("disable-background-networking", "disable-component-update", "disable-sync"),
+        *(f"user-data-dir={tmp_path}", "window-size=1280,900"),
+    ):
+        options.add_argument(f"--{argument}")
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        browser.get(url)
+        WebDriverWait(browser, 20).until(lambda browser: browser.find_elements(By.CSS_SELECTOR, "#examples img"))
+        yield browser
+        assert browser.get_log("browser") == []  # nothing failed, nothing was blocked
+        loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert loaded
+        assert all(name.startswith(f"{url}/") for name in loaded)
+
+
+def says(browser, answer):
+    """Waits for an answer."""
+    element = browser.find_element(By.ID, "answer")
+    WebDriverWait(browser, 20).until(lambda _: element.text == answer, f"it says {element.text}, not {answer}")
+
+
+def shown(browser, canvases):
+    """What is drawn on some canvases."""
+    script = "return [...document.querySelectorAll(arguments[0])].map(canvas => canvas.toDataURL())"
+    return browser.execute_script(script, canvases)
+
+
+def draw_a_one(browser):
+    board = browser.find_element(By.ID, "board")
+    third = board.size["height"] // 3
+    pen = ActionChains(browser, duration=50).move_to_element_with_offset(board, 10, -third).click_and_hold()
+    pen.move_by_offset(-10, third).move_by_offset(-10, third).release().perform()
+
+
+def send_as(browser, event, file):
+    """Drops or pastes a file."""
+    script = """
+        const [event, data] = arguments, bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "digit.png", { type: "image/png" }));
+        const options = { bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer };
+        const target = document.getElementById("board");
+        target.dispatchEvent(event === "drop" ? new DragEvent(event, options) : new ClipboardEvent(event, options));
+    """
+    browser.execute_script(script, event, base64.b64encode(file.read_bytes()).decode())
+
+
+def test_drawing_is_answered_and_can_be_undone(browser):
+    blocks, seen = shown(browser, "#maps canvas"), shown(browser, "#seen")
+    assert len(blocks) == 8
+    draw_a_one(browser)
+    says(browser, "1")
+    assert all(before != after for before, after in zip(blocks, shown(browser, "#maps canvas"), strict=True))
+    assert seen != shown(browser, "#seen")
+    meter = browser.find_element(By.CSS_SELECTOR, "[aria-label='Probability of 1']")
+    assert float(meter.get_attribute("aria-valuenow")) > 0.6
+    assert float(browser.find_element(By.ID, "detail").get_attribute("data-milliseconds")) > 0
+
+    browser.find_element(By.ID, "clear").click()
+    says(browser, "No ink")
+    assert shown(browser, "#seen") == seen
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()  # the clearing
+    says(browser, "1")
+    browser.find_element(By.ID, "undo").click()  # the stroke
+    says(browser, "No ink")
+
+
+def test_files_are_opened_dropped_and_pasted(browser, tmp_path):
+    browser.find_element(By.ID, "file").send_keys(str(THREE))
+    says(browser, "3")
+    send_as(browser, "drop", EXAMPLES / "7-34.png")
+    says(browser, "7")
+    send_as(browser, "paste", EXAMPLES / "2-72.png")
+    says(browser, "2")
+    # The server reads formats that the browser cannot show.
+    Image.open(THREE).save(tmp_path / "three.tiff")
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "three.tiff"))
+    says(browser, "3")
+    (tmp_path / "torn.png").write_bytes(THREE.read_bytes()[:150])
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "torn.png"))
+    says(browser, "Unreadable")
+    assert "The picture cannot be used: it is damaged" in browser.find_element(By.ID, "problem").text
+    log = browser.get_log("browser")  # the browser notes an answer of 400 here
+    assert [entry["message"].count("status of 400") for entry in log] == [1]
+
+
+def test_a_test_image_it_gets_wrong(browser):
+    browser.find_element(By.CSS_SELECTOR, "[data-file='examples/9-3060.png']").click()
+    says(browser, "1")
+    assert "Wrong: its label is 9" in browser.find_element(By.ID, "detail").text
+
+
+def test_by_keyboard_alone(browser):
+    board = browser.find_element(By.ID, "board")
+    ActionChains(browser).send_keys(Keys.TAB).perform()
+    assert browser.switch_to.active_element == board
+    board.send_keys(Keys.SPACE, *[Keys.ARROW_DOWN] * 14, Keys.SPACE)
+    says(browser, "1")
+    WebDriverWait(browser, 5).until(lambda _: browser.find_element(By.ID, "spoken").text.startswith("1. "))
+    board.send_keys(Keys.DELETE)
+    says(browser, "No ink")
+
+
+def test_at_a_phones_width(browser):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    draw_a_one(browser)
+    says(browser, "1")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    for part in ("board", "undo", "clear", "answer", "seen"):  # all in sight together
+        box = browser.find_element(By.ID, part).rect
+        assert box["y"] + box["height"] <= 844
