@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,13 +184,18 @@ def plot(rows: list[Row], path: Path) -> None:
     figure.savefig(path)
 
 
-def _parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options.
+
+    Raises:
+        UserError: they ask for what cannot be measured.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(SUITE)}; default: all")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each implementation (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw `scaling` (PNG, SVG or PDF)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.names = list(dict.fromkeys(options.names)) or list(SUITE)
     for name in options.names:
         if name not in SUITE:
@@ -206,9 +212,9 @@ def _parse() -> argparse.Namespace:
 
 
 @command
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    options = _parse()
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     facts = machine()
     print("\n".join(f"{key:<12}{value}" for key, value in facts.items()))
     print(f"{'rounds':<12}{options.rounds}, the implementations taking turns")

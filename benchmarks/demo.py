@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
@@ -84,15 +85,25 @@ def describe(rate: float, answers: list[Answer], achieved: float) -> str:
     )
 
 
-@command
-def main() -> None:
-    """The command line."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options.
+
+    Raises:
+        UserError: they ask for what cannot be measured.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.partition(": ")[2])
     parser.add_argument("--rates", type=float, nargs="+", default=[20, 200], help="predictions a second")
     parser.add_argument("--seconds", type=float, default=20, help="for each rate (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if min(options.rates) * options.seconds < 1:
         raise UserError("that rate for so many seconds is not even one prediction")
+    return options
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     print("\n".join(f"{key:<12}{value}" for key, value in machine().items()))
     server = [sys.executable, "-m", "mnist_flax.demo", "--no-browser", "--port", "0"]
     with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:

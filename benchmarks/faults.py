@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,22 +153,26 @@ def kill_and_resume(num_kills: int, directory: Path, seed: int = 0) -> list[dict
     return kills
 
 
-def main() -> None:
-    """The command line; with --die or only --workdir it is one of the processes to be killed."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options; with --die or only --workdir this is one of the processes to be killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--die", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.workdir:
-        from mnist_flax.train import parse
-        from mnist_flax.train import train as run
+        from mnist_flax import train as command
 
         if options.die:
             wanted, seed, record = options.die
             threading.Thread(target=die_in, args=(wanted, int(seed), Path(record)), daemon=True).start()
-        run(parse([*OPTIONS, "--workdir", str(options.workdir)]))
+        command.train(command.parse([*OPTIONS, "--workdir", str(options.workdir)]))
         return
     with tempfile.TemporaryDirectory() as directory:
         kills = kill_and_resume(options.kills, Path(directory), options.seed)

@@ -8,7 +8,8 @@ scikit-learn come from other writers and another scanner. Every draw is fixed.
 """
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,15 +150,20 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     return "\n".join([*lines, "", strangers.table(network, mnist, foreign)])
 
 
-@command
-def main() -> None:
-    """The command line."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.robustness", description="A network on images unlike those it was trained on."
     )
     parser.add_argument("checkpoint", nargs="?", type=Path, help="default: the shipped weights")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     print(report(classifier.load(options.checkpoint), options.data_dir))
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import robustness
@@ -63,13 +65,18 @@ all the same; the last table says how much (`benchmarks/strangers.py` draws it).
 """
 
 
-@command
-def main() -> None:
-    """The command line."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ship", description="Ship a run's best network.")
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     network = classifier.load(options.run)
     mnist = data.load("mnist", options.data_dir, network.card["config"]["val_size"])
     temperature = robustness.fit_temperature(network, mnist.validation)

@@ -8,6 +8,8 @@ import argparse
 import json
 import math
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +85,26 @@ def results(runs: list[Path]) -> str:
     return "\n".join(lines)
 
 
-@command
-def main() -> None:
-    """The command line."""
-    tables = {"recipes": recipes, "results": results}
+TABLES = {"recipes": recipes, "results": results}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tables", description="Finished runs side by side, in Markdown."
     )
-    parser.add_argument("table", choices=tables)
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directory; `recipes`: first the baseline"
     )
-    options = parser.parse_args()
-    print(tables[options.table](options.runs))
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    print(TABLES[options.table](options.runs))
 
 
 if __name__ == "__main__":
