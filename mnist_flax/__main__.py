@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 from mnist_flax.cli import VersionAction, command
 from mnist_flax.errors import UserError
@@ -13,9 +14,20 @@ COMMANDS = {
     "demo": "open a page to draw digits on, which shows what the network sees",
     "report": "draw curves, mistakes, calibration, filters and activations",
     "export": "write it as safetensors, PyTorch state dict, StableHLO or ONNX",
-    "import_weights": "read the PyTorch original's weights",
+    "import-weights": "read the PyTorch original's weights",
     "summary": "print the network's layers",
 }
+
+
+def module_of(name: str) -> Any:
+    """The module of a command, which has `parse` and `main`.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    if name.replace("_", "-") not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; choose from {', '.join(COMMANDS)}")
+    return importlib.import_module(f"mnist_flax.{name.replace('-', '_')}")
 
 
 def overview() -> str:
@@ -38,10 +50,8 @@ def main(arguments: Sequence[str]) -> None:
         print(overview())
     elif name == "--version":
         VersionAction(["--version"], "version")()
-    elif name.replace("-", "_") not in COMMANDS:
-        raise UserError(f"there is no command {name!r}; choose from {', '.join(COMMANDS)}")
     else:
-        importlib.import_module(f"mnist_flax.{name.replace('-', '_')}").main(rest)
+        module_of(name).main(rest)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnist_flax.cli import ArgumentParser, command, show
+from mnist_flax.cli import ArgumentParser, command, program_name, show
 from mnist_flax.errors import UserError
 
 # The original's data set and normalisation.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     show(
         options,
         {"output": str(options.output)},
-        f"{options.output}: try python -m mnist_flax.evaluate {options.output}",
+        f"{options.output}: try {program_name('evaluate')} {options.output}",
     )
 
 

@@ -1,24 +1,85 @@
+import json
+import os
+import platform
 import subprocess
 import sys
+from importlib.metadata import entry_points, version
 
 import pytest
 
-from mnist_flax.__main__ import COMMANDS
+import mnist_flax
+from mnist_flax import cli
+from mnist_flax.__main__ import COMMANDS, main, module_of
+from mnist_flax.errors import UserError
+
+
+def run(*command):
+    return subprocess.run([sys.executable, "-W", "error", *command], capture_output=True, text=True, check=False)
 
 
 def test_the_package_lists_its_commands():
-    out = subprocess.run([sys.executable, "-m", "mnist_flax"], capture_output=True, text=True, check=True).stdout
-    assert all(f"python -m mnist_flax.{name}" in out for name in COMMANDS)
+    for arguments in ([], ["--help"]):
+        listed = run("-m", "mnist_flax", *arguments)
+        assert listed.returncode == 0
+        assert all(f"mnist-flax {name} " in listed.stdout for name in COMMANDS)
+
+
+def test_the_console_script_is_the_same_program():
+    [script] = entry_points(group="console_scripts", name="mnist-flax")
+    assert script.load() is main
+
+
+def test_both_spellings_of_a_command_and_no_other():
+    assert module_of("import-weights") is module_of("import_weights")
+    failed = run("-m", "mnist_flax", "predikt")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("error: there is no command 'predikt'; choose from train, evaluate, ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example_and_a_mistake_is_one_sentence(name):
-    command = [sys.executable, "-W", "error", "-m", f"mnist_flax.{name}"]
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert f"example: python -m mnist_flax.{name}" in helped.stdout
-    failed = subprocess.run([*command, "--nonsense"], capture_output=True, text=True, check=False)
+    module = f"mnist_flax.{name.replace('-', '_')}"
+    helped = run("-m", module, "--help")
+    assert f"example: python -m {module}" in helped.stdout
+    assert helped.stdout == run("-m", "mnist_flax", name, "--help").stdout
+    failed = run("-m", module, "--nonsense")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
     assert failed.stderr.startswith("error: ")
+
+
+def test_help_says_how_it_was_called(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mnist-flax", "train"])
+    assert cli.program_name("train") == "mnist-flax train"
+
+
+def test_version(capsys):
+    expected = f"mnist_flax {version('mnist-flax')}, JAX {version('jax')}, Python {platform.python_version()}\n"
+    for arguments in (["--version"], ["train", "--version"], ["predict", "--version"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert capsys.readouterr().out == expected
+    assert mnist_flax.__version__ == version("mnist-flax")
+
+
+def test_options_are_not_abbreviated():
+    with pytest.raises(UserError, match="unrecognized arguments: --save-plot"):
+        module_of("evaluate").parse(["--save-plot", "pictures"])
+
+
+def test_json_of_the_summary():
+    rows = json.loads(run("-m", "mnist_flax.summary", "--json").stdout)
+    assert sum(row["num_params"] for row in rows) == 12_534
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "false"), ("true", "true")])
+def test_a_gpu_is_not_reserved_unless_the_user_says_so(given, expected, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    if given:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", given)
+    seen = []
+    cli.command(lambda arguments: seen.append(os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]))([])
+    assert seen == [expected]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

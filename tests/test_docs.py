@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_flax.__main__ import module_of
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 
@@ -110,11 +111,11 @@ def parse(command: str) -> None:
     if module == "mnist_flax":
         if arguments in ([], ["--version"]):
             return
-        module = f"mnist_flax.{arguments.pop(0)}"
-    elif module == "benchmarks":
-        module = "benchmarks.__main__"
+        found = module_of(arguments.pop(0))
+    else:
+        found = importlib.import_module("benchmarks.__main__" if module == "benchmarks" else module)
     try:
-        importlib.import_module(module).parse(arguments)
+        found.parse(arguments)
     except SystemExit as stopped:
         if stopped.code:  # --help ends with 0
             raise
@@ -201,7 +202,7 @@ def test_commands_are_found_however_they_are_shown(shown, commands):
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("mnist-flax trian", ModuleNotFoundError),
+        ("mnist-flax trian", UserError),
         ("mnist-flax train --epoch 3", UserError),
         ("-m benchmarks.tables result RUN", SystemExit),
     ],

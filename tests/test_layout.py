@@ -20,7 +20,7 @@ FLOORS = [
     {"reading"},
     {"views"},
     {"cli"},
-    {*COMMANDS},
+    {name.replace("-", "_") for name in COMMANDS},
     {"__main__"},
 ]
 
