@@ -1,4 +1,4 @@
-"""Augmentation as a pure function of (key, images): one composed random affine warp, bilinear, zero outside."""
+"""Augmentation as a pure function of (key, images): one random affine warp an image, bilinear, zero outside."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from jaxtyping import Array, Float, Key, UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Ranges the warp is drawn from, uniformly. The defaults are the PyTorch original's.
+    """Ranges from which the warp is drawn uniformly. The defaults are the PyTorch original's.
 
     Attributes:
         rotation: degrees, drawn from [-rotation, rotation].
         translation: fraction of the side, drawn from [-translation, translation] for each axis.
         scale: (smallest, largest) magnification.
-        stretch: drawn from [-stretch, stretch]; rows are magnified by 1 + it on top, columns by 1 - it.
-        slant: columns moved by a row, drawn from [-slant, slant].
+        stretch: s is drawn from [-stretch, stretch]; rows are magnified by another 1 + s, columns by 1 - s.
+        slant: shift in columns for each row, drawn from [-slant, slant].
     """
 
     rotation: float = 18.0
@@ -35,8 +35,8 @@ def draw_transforms(
 ) -> Float[Array, "n 2 3"]:
     """Random affine maps from output pixel (row, column, 1) to input pixel, about the image's centre.
 
-    An image is slanted, rotated and magnified about its centre, then shifted; the maps are the inverse of that, which
-    is what resampling needs. A `strength` below 1 draws all of them from ranges that are that much narrower.
+    An image is slanted, rotated and magnified about its centre, then shifted. Resampling needs the inverse of that, and
+    the maps are the inverse. A `strength` below 1 narrows all ranges by that factor.
     """
     smallest, largest = augmentation.scale
     limits = [
@@ -46,7 +46,7 @@ def draw_transforms(
         augmentation.stretch,
         augmentation.slant,
     ]
-    # One draw for all: each further threefry call costs half a second of compilation on a CPU.
+    # One draw for all numbers: each further threefry call takes half a second to compile on a CPU.
     draws = jax.random.uniform(key, (num_images, len(limits)), minval=-1.0, maxval=1.0)
     angle, down, right, magnified, stretch, slant = (draws * (strength * jnp.array(limits))).T
     scale = 1 + strength * ((smallest + largest) / 2 - 1) + magnified
@@ -56,7 +56,7 @@ def draw_transforms(
     inverse = jnp.stack([jnp.stack([cos / rows, sin / rows], -1), jnp.stack([-sin / columns, cos / columns], -1)], -2)
     linear = inverse.at[:, :, 0].subtract(slant[:, None] * inverse[:, :, 1])
     centre = (side - 1) / 2
-    # Elementwise rather than a matrix product: accelerators round those to fewer bits, and this is a position.
+    # Elementwise, not a matrix product: accelerators round the inputs of those to fewer bits, too few for positions.
     offset = centre - (linear * (centre + jnp.stack([down, right], -1))[:, None, :]).sum(-1)
     return jnp.concatenate([linear, offset[:, :, None]], axis=-1)
 
@@ -72,7 +72,7 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
 
     def coordinate(axis: int, size: int) -> tuple[Array, Array]:
         a, b, c = (transforms[:, axis, k][:, None, None] for k in range(3))
-        # Beyond one pixel outside everything is zero: clipping there keeps indices inside the padding below.
+        # From one pixel outside the image on all is zero; clipping there keeps indices inside the padding below.
         position = jnp.clip(a * rows + b * columns + c, -1.0, size)
         floor = jnp.floor(position)
         return floor.astype(jnp.int32) + 1, position - floor
@@ -96,5 +96,5 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
 
 
 def augment(key: Key[Array, ""], images: UInt8[Array, "n h w"], augmentation: Augmentation) -> Float[Array, "n h w"]:
-    """`images` (square, 0..255), each under its own random warp; float32 in 0..255. The identity for zero ranges."""
+    """Warp each of `images` (square, 0..255) at random; float32 in 0..255. With ranges of zero it is the identity."""
     return warp(images, draw_transforms(key, images.shape[0], images.shape[1], augmentation))

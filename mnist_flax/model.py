@@ -87,14 +87,14 @@ class ConvBlock(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """2×2 max-pool, stride 2; a module so that it shows under its name among the captured intermediates."""
+    """2×2 max-pool, stride 2. It is a module so that captured intermediates have it under its name."""
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
         return ops.max_pool_2x2(x)
 
 
 class GlobalAveragePool(nn.Module):
-    """Mean over space; a module for the same reason."""
+    """Mean over space. It is a module for the same reason."""
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
         return x.mean(axis=(1, 2), keepdims=True)
@@ -138,10 +138,10 @@ def init_variables(key: jax.Array) -> dict[str, Any]:
 
 
 def variable_shapes() -> Any:
-    """Shapes and types of what `init_variables` returns, without computing it: it takes 12 s to compile."""
+    """Shapes and types of what `init_variables` returns, without compiling it, which takes 12 s."""
     return jax.eval_shape(init_variables, jax.random.key(0))
 
 
 def count_parameters(params: Any) -> int:
-    """Trainable numbers in a parameter tree (running statistics are not)."""
+    """The number of trainable parameters in a tree; running statistics are not in it."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,7 +1,7 @@
-"""The three operations XLA's CPU backend needs help with: convolution, max-pool, BatchNorm.
+"""The three operations that XLA's CPU backend needs help with: convolution, max-pool, BatchNorm.
 
-Each computes exactly what its plain formulation computes, values and gradients; only the way XLA is asked for it
-differs. `tests/test_ops.py` holds each against the plain formulation. They are used on every backend.
+Each has the values and gradients of its plain formulation, against which `tests/test_ops.py` tests it; only the
+operations that XLA is given differ. They are used on every platform.
 """
 
 import functools
@@ -44,17 +44,17 @@ def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def _column_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
-    """The same convolution, computing several adjacent output columns as extra output channels of a wider kernel.
+    """The same convolution; several adjacent output columns are computed as output channels of a wider kernel.
 
-    XLA's CPU convolution packs a patch of k*k*c_in numbers for every output pixel and then uses it for only c_out
-    products; with 8-20 channels the packing dominates. A window s columns wider, moved s columns at a time, serves s
-    pixels with (s + k - 1) / (s * k) of the packing, for (s + k - 1) / k of the (cheap) products: 1.1-1.7x faster for
-    this network's layers at s = 2, 3.5x for the first at s = 13. `y[..., s * c_out]` and `y[..., s, c_out]` are the
-    same bytes.
+    XLA's CPU convolution packs a patch of k*k*c_in numbers for every output pixel, and uses it for c_out products only:
+    with 8 to 20 channels most of the time is packing. A kernel for s adjacent columns, moved s columns at a time, packs
+    (s + k - 1) / (s * k) as many numbers and computes (s + k - 1) / k as many products, which are cheap. It is 1.1 to
+    1.7 times as fast for this network's layers at s = 2, and 3.5 times for the first at s = 13. The result needs no copy:
+    `y[..., s * c_out]` and `y[..., s, c_out]` are the same bytes.
     """
     kernel_width, c_in, c_out = kernel.shape[1:]
     width = inputs.shape[2] + sum(padding[1]) - kernel_width + 1
-    columns = width // 2 if c_in == 1 else 2  # one channel: nothing but packing, so as wide as pays
+    columns = width // 2 if c_in == 1 else 2  # one channel: packing is all the work
     if kernel_width == 1 or columns < 2 or width % columns:
         return _plain_conv(inputs, kernel, padding)
     shifted = [jnp.pad(kernel, ((0, 0), (s, columns - 1 - s), (0, 0), (0, 0))) for s in range(columns)]
@@ -84,9 +84,9 @@ def _conv_fwd(inputs: Array, kernel: Array, padding: Padding) -> tuple[Array, An
 def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array, Array]:
     """Both gradients as ordinary NHWC/HWIO convolutions.
 
-    JAX states them by permuting dimension numbers, which XLA's CPU runtime does not hand to its fast convolution
-    inside a loop: block4's input gradient takes 40 ms instead of 1.6, its weight gradient 86 instead of 1.5 (64 images,
-    one core; https://github.com/jax-ml/jax/issues/12868).
+    JAX's own gradients are convolutions with permuted dimension numbers, for which XLA's CPU runtime does not use its
+    fast convolution inside a loop: block4's input gradient takes 40 ms instead of 1.6, its weight gradient 86 ms
+    instead of 1.5 (64 images, one core; https://github.com/jax-ml/jax/issues/12868).
     """
     inputs, kernel = residuals
     # The barrier keeps XLA from folding the flip back into the convolution.
@@ -95,7 +95,7 @@ def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
     spread = ((height - top, height - bottom), (width - left, width - right))
     d_inputs = _forward_conv(cotangent, flipped, spread)
-    # image = input channels, channels = the batch, kernel = the cotangent.
+    # A convolution whose batch is the input channels, whose channels are the batch, and whose kernel is the cotangent.
     d_kernel = _plain_conv(inputs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding)
     return d_inputs, d_kernel.transpose(1, 2, 0, 3)
 
@@ -106,9 +106,9 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """2×2 max-pool with stride 2 of an even-sized image.
 
-    Maxima of reshaped pairs instead of `lax.reduce_window`, whose gradient (select-and-scatter) runs serially on a CPU;
-    of pairs instead of `max` over both axes, whose gradient divides by the number of ties (value and gradient of
-    64×20×20×20 numbers on one core: 0.24 ms instead of 0.94). Ties share the gradient.
+    Two maxima of reshaped pairs. `lax.reduce_window` has a gradient (select-and-scatter) that runs serially on a CPU,
+    and `max` over both axes one that divides by the number of ties: value and gradient of 64×20×20×20 numbers take it
+    0.94 ms on one core, pairs 0.24 ms. Ties share the gradient.
     """
     n, h, w, c = x.shape
     x = x.reshape(n, h // 2, 2, w // 2, 2, c)
@@ -133,11 +133,11 @@ def _moments(x: Array, total: Array, squares: Array, axis_name: str | None) -> t
 
 
 def _sum_and_dot(x: Array, y: Array) -> tuple[Array, Array]:
-    """Per-channel `(sum(x), sum(x * y))`, in two stages.
+    """Per-channel `(sum(x), sum(x * y))`, in two stages: rows of pixels are added up first.
 
-    Adding up whole rows of pixels first gives XLA's CPU backend an inner loop of width * channels numbers instead of
-    8-20, up to 1.9x faster. It also keeps float32 honest: one long running sum a channel (as ones @ x computes it)
-    is off by 4e-6 relative, enough to flip ReLUs next to zero and move gradients by 1 %; this by 4e-8.
+    XLA's CPU backend then has an inner loop over width * channels numbers instead of 8 to 20, which is up to 1.9 times
+    as fast. It is also more precise: one long float32 sum for each channel has a relative error of 4e-6, enough to flip
+    ReLUs near zero and change gradients by 1 %; this one has 4e-8.
     """
     n, height, width, channels = x.shape
 
@@ -157,8 +157,8 @@ def batch_norm(
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
     """Normalise by the batch's own moments; with `axis_name`, by those of the whole mesh's batch.
 
-    Returns the normalised, scaled and shifted `x`, and the mean and biased variance it used. The moments are
-    auxiliary (they feed the running statistics): no gradient flows back through them.
+    Returns the normalised, scaled and shifted `x`, and the mean and biased variance it used. The moments are auxiliary
+    outputs for the running statistics: no gradient flows back through them.
 
     Ioffe & Szegedy, 2015, arXiv:1502.03167.
     """

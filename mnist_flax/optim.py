@@ -13,15 +13,15 @@ Schedule = Callable[[Any], Float[Array, ""]]  # of the step, an integer
 
 
 def _cosine_cycle(total_steps: int, warmup_fraction: float, start: float, peak: float, end: float) -> Schedule:
-    """From start to peak over the warm-up, then to end, each half a cosine; PyTorch's phase boundaries."""
+    """Half a cosine from start to peak during the warm-up, another to the end; PyTorch's phase boundaries."""
     warmup_end, last = warmup_fraction * total_steps - 1, total_steps - 1
 
     def schedule(step: Int[Any, ""]) -> Float[Array, ""]:
         step = jnp.minimum(step, last)
         warming_up = step <= warmup_end
         nearness = jnp.where(warming_up, step / max(warmup_end, 1), (last - step) / (last - warmup_end))
-        # (1 - cos(pi * x)) / 2 written as sin(pi / 2 * x)^2, and measured from the far end: far from the peak, where
-        # the result is small, the first form has lost all its digits in float32 and this one none.
+        # (1 - cos(pi * x)) / 2 is written as sin(pi / 2 * x)^2 and measured from the far end. Far from the peak the
+        # result is small: there the first form has no correct digit left in float32, and this one has all of them.
         far = jnp.where(warming_up, start, end)
         return far + (peak - far) * jnp.square(jnp.sin(jnp.pi / 2 * nearness))
 
@@ -55,10 +55,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clip the gradient's global norm to `clip_norm`, then one of two optimizers under `one_cycle`.
 
-    "adam" is AdamW (beta2 0.999, epsilon 1e-8); without weight decay that is Adam. "muon" trains the blocks'
-    convolution kernels by Muon with weight decay, and the rest by Adam without. Muon takes a kernel for a matrix of
-    inputs by outputs and steps along the nearest orthogonal matrix to its momentum, here with a root mean square of
-    about half the learning rate, so that one learning rate suits both. Weight decay is multiplied by the learning rate.
+    "adam" is AdamW (beta2 0.999, epsilon 1e-8), which without weight decay is Adam. "muon" trains the blocks'
+    convolution kernels by Muon with weight decay, and the rest by Adam without. Muon treats a kernel as a matrix of
+    inputs by outputs; its step is the orthogonal matrix nearest to the momentum, here scaled to a root mean square of
+    half the learning rate, so that one learning rate suits both. Weight decay is multiplied by the learning rate.
 
     Loshchilov & Hutter, 2017, arXiv:1711.05101; Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu
     et al., 2025, arXiv:2502.16982
@@ -80,7 +80,7 @@ def make_optimizer(
 
 
 def _is_kernel(params: Any) -> Any:
-    """Which parameters are blocks' convolution kernels (as Muon's authors advise, the last layer's is Adam's)."""
+    """Which parameters are the blocks' convolution kernels. Muon's authors advise Adam for the last layer."""
     return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim == 4 and path[0].key != "final_conv", params)
 
 
@@ -89,11 +89,11 @@ def _is_masked(node: Any) -> bool:
 
 
 def _as_matrices(kernels: Any) -> Any:
-    """Kernels (height, width, inputs, outputs) as matrices: the first three axes their rows, the last their columns."""
+    """How Muon sees kernels as matrices: height, width and inputs are the rows, outputs the columns."""
     axes = MuonDimensionNumbers((0, 1, 2), 3)
     return jax.tree.map(lambda x: x if _is_masked(x) else axes, kernels, is_leaf=_is_masked)
 
 
 def _scale_to_rms_of_half(kernels: Any, params: Any) -> Any:
-    """An orthogonal matrix of r rows and c columns has a root mean square of max(r, c)^-1/2."""
+    """Scale each update: an orthogonal matrix of r rows and c columns has a root mean square of max(r, c)^-1/2."""
     return jax.tree.map(lambda x: x * 0.5 * max(x.size // x.shape[-1], x.shape[-1]) ** 0.5, kernels)

@@ -1,8 +1,8 @@
 """Checkpoints through Orbax: `best` (variables to use) and `last` (complete state to resume from).
 
-Each is a directory of numbered Orbax checkpoints. One counts once the SHA-256 sums of its files lie beside them, and
-as long as they are right: Orbax restores a flipped bit without a word. Two are kept, so that a run which was killed
-while it wrote one, or finds the newest damaged, has another.
+Each is a directory of numbered Orbax checkpoints. A checkpoint is finished when the SHA-256 sums of its files are
+written beside them, and sound as long as the sums are right: Orbax itself restores a flipped bit without any warning.
+The newest two are kept: a run that was killed while it wrote one, or finds the newest damaged, uses the other.
 """
 
 import errno
@@ -25,16 +25,16 @@ from mnist_flax.step import TrainState
 from mnist_flax.training.mesh import wait_for_all
 
 KEEP = 2
-SLACK = 250_000  # bytes that a checkpoint's own records may take, amply
+SLACK = 250_000  # bytes, more than a checkpoint's own records take
 _KNOWN = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
 class Checkpoints:
-    """One directory of checkpoints: arrays (`state`) with a JSON object (`metadata`) each, numbered by step.
+    """A directory of checkpoints, numbered by step. Each has arrays (`state`) and a JSON object (`metadata`).
 
-    The run it belongs to puts it in order first: what a killed process left half-written is deleted, what is damaged
-    is set aside as `damaged-STEP`. Others open it `read_only` and change nothing. Damage is told of by a warning.
+    The run that owns the directory puts it in order when it opens it: unfinished checkpoints are deleted, damaged ones
+    are renamed to `damaged-STEP`. Others open it `read_only` and change nothing. Damage is reported by a warning.
     """
 
     def __init__(self, directory: Path, read_only: bool = False) -> None:
@@ -44,7 +44,7 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     _put_in_order(directory)
                 wait_for_all(f"{directory} is in order")
-            # What is in order has been verified, by the main process; it need not be read again by all of them.
+            # The main process has verified what is left; the others need not read it again.
             finished = [int(path.name) for path in _numbered(directory)]
             self._sound, self._damaged = _inspect(directory) if read_only else (finished, [])
             self._manager = None if read_only else ocp.CheckpointManager(directory.absolute())
@@ -55,7 +55,7 @@ class Checkpoints:
         path = self.directory / str(step)
         assert self._manager is not None
         with _explained(f"cannot write a checkpoint to {self.directory}"):
-            # Full disks that TensorStore meets half-way make its threads print tracebacks that nobody can catch.
+            # If the disk is full half-way, TensorStore's threads print tracebacks that cannot be caught: ask first.
             if shutil.disk_usage(self.directory).free < 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(step, args=items, force=True)
@@ -69,10 +69,10 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest sound checkpoint as `(state, metadata)`, its arrays placed like those of `like`.
 
-        None if there never was one.
+        None if nothing was ever saved.
 
         Raises:
-            UserError: there are only damaged ones, or it does not fit `like`.
+            UserError: all checkpoints are damaged, or the newest sound one does not fit `like`.
         """
         step = self.latest_step()
         if step is None:
@@ -92,12 +92,12 @@ class Checkpoints:
         return max(self._sound, default=None)
 
     def discard_after(self, step: int) -> None:
-        """Delete checkpoints newer than `step`: an interrupted run saved them and is about to redo that work."""
+        """Delete checkpoints newer than `step`: an interrupted run saved them and is about to repeat that work."""
         for newer in [found for found in self._sound if found > step]:
             self._discard(newer)
 
     def _discard(self, step: int) -> None:
-        """Delete a checkpoint, its sums first: half-deleted it is to look unfinished, not damaged."""
+        """Delete a checkpoint, its sums first: if that is interrupted, the rest looks unfinished, not damaged."""
         assert self._manager is not None
         with _explained(f"cannot delete {self.directory / str(step)}"):
             if jax.process_index() == 0:
@@ -116,7 +116,7 @@ def _numbered(directory: Path) -> list[Path]:
 
 
 def checksums(checkpoint: Path) -> str:
-    """A line `digest  path` for each of a checkpoint's files."""
+    """The content of a checkpoint's `SHA256SUMS`: a line `digest  path` for each file."""
     files = sorted(path for path in checkpoint.rglob("[!.]*") if path.is_file() and path.name != SUMS)
     return "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(checkpoint).as_posix()}\n"
@@ -154,7 +154,7 @@ def _warn(checkpoint: Path, what_now: str) -> None:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Orbax and TensorStore report a full disk by many types, and log pages of it; say it in one sentence.
+    """Turn any exception into one sentence: Orbax and TensorStore report a full disk in many ways, with pages of log.
 
     Raises:
         UserError: in place of any exception.
@@ -173,6 +173,6 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def resumable(state: TrainState) -> dict[str, Any]:
-    """The arrays of a training state, all that is needed to go on from it."""
+    """The arrays of a training state that a run needs to go on from it."""
     names = ("step", "params", "batch_stats", "opt_state", "key")
     return {name: getattr(state, name) for name in names}
