@@ -49,8 +49,8 @@ def _column_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     XLA's CPU convolution packs a patch of k*k*c_in numbers for every output pixel, and uses it for c_out products only:
     with 8 to 20 channels most of the time is packing. A kernel for s adjacent columns, moved s columns at a time, packs
     (s + k - 1) / (s * k) as many numbers and computes (s + k - 1) / k as many products, which are cheap. It is 1.1 to
-    1.7 times as fast for this network's layers at s = 2, and 3.5 times for the first at s = 13. The result needs no copy:
-    `y[..., s * c_out]` and `y[..., s, c_out]` are the same bytes.
+    1.7 times as fast for this network's layers at s = 2, and 3.5 times for the first at s = 13. The result needs no
+    copy: `y[..., s * c_out]` and `y[..., s, c_out]` are the same bytes.
     """
     kernel_width, c_in, c_out = kernel.shape[1:]
     width = inputs.shape[2] + sum(padding[1]) - kernel_width + 1

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mnist_flax.errors import UserError
 from mnist_flax.inference.interop import to_pytorch
 from mnist_flax.inference.weights import load_run
+from mnist_flax.training.records import read_history
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,18 @@ def finished(tmp_path_factory):
 def test_what_it_prints(finished):
     _, out = finished
     lines = out.splitlines()
-    assert "digits: 1,319 training images" in lines[0]
-    assert "models selected on a held-out validation split (119), 359 test images" in lines[0]
-    assert "12,534 parameters" in lines[1]
+    assert lines[0] == "digits: 1,319 training, 119 validation, 359 test images"
+    assert lines[1].startswith("12,534 parameters, seed 0, on ")
+    assert lines[2].startswith("6 epochs of 21 steps of 64 images, into ")
     epochs = [line for line in lines if line.startswith("Epoch ")]
     assert len(epochs) == 6
     for line in epochs:
         assert all(part in line for part in (" - Loss: ", ", Accuracy: ", "%, Val: "))
-    assert "test accuracy" in lines[-2]
-    assert "tensorboard --logdir" in lines[-1]
+    assert re.fullmatch(r"Test accuracy  [\d.]+% of 359 images, loss [\d.]+", lines[-4])
+    assert re.fullmatch(r"Best epoch     \d of 6, validation accuracy [\d.]+% \(all epochs done\)", lines[-3])
+    assert re.fullmatch(r"Time           [\d.]+ s, [\d,]+ images/s", lines[-2])
+    assert lines[-1].startswith("Curves         tensorboard --logdir ")
+    assert all(len(line) <= 80 for line in lines if "/" not in line)
 
 
 def test_what_it_leaves(finished):
@@ -59,6 +63,8 @@ def test_what_it_leaves(finished):
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert summary["val_accuracy"] == max(row["val_accuracy"] for row in history)
     assert round(summary["test_accuracy"] * 359, 6) % 1 == 0
+    for row in read_history(workdir):  # the images that fill up an epoch's last batch are not counted again
+        assert row["images_per_second"] * row["seconds"] == pytest.approx(1319)
     config = json.loads((workdir / "config.json").read_text())
     assert (config["dataset"], config["epochs"], config["val_size"]) == ("digits", 6, 119)
     variables, card = load_run(workdir)
@@ -113,6 +119,33 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_identically(finished, tmp_path):
     assert_same_run(workdir, finished[0])
 
 
+def damage_newest(checkpoints):
+    """Flip a bit in the newest checkpoint; returns its directory."""
+    sums = sorted(checkpoints.glob("*/SHA256SUMS"), key=lambda path: int(path.parent.name))
+    newest = sums[-1].parent
+    array = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 1
+    array.write_bytes(content)
+    return newest
+
+
+def test_if_the_best_checkpoint_is_damaged_the_older_one_is_tested_and_that_is_said(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "summary.json").unlink()
+    damage_newest(workdir / "best")
+    kept = min(int(path.name) for path in (workdir / "best").iterdir()) // 21
+    status, out, err = train(*DIGITS, "--epochs", 6, "--workdir", workdir, warnings="default")
+    assert status == 0, err
+    assert "is damaged" in err
+    before, summary = (json.loads((path / "summary.json").read_text()) for path in (finished[0], workdir))
+    assert f"epoch {before['best_epoch']} of seed 0 was better; its checkpoint is damaged" in out
+    assert (summary["best_epoch"], summary["lost_epoch"]) == (kept, before["best_epoch"])
+    assert summary["val_accuracy"] == rows(workdir)[kept - 1]["val_accuracy"] < before["val_accuracy"]
+    assert "lost_epoch" not in before
+
+
 def test_locked_left_at_once_and_damaged(finished, tmp_path):
     """One run through it all: no second process gets in, two Ctrl-C end it, and its newest checkpoint breaks."""
     workdir = tmp_path / "run"
@@ -127,12 +160,7 @@ def test_locked_left_at_once_and_damaged(finished, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
 
-    sums = sorted(workdir.glob("last/*/SHA256SUMS"), key=lambda path: int(path.parent.name))
-    newest = sums[-1].parent
-    array = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    content = bytearray(array.read_bytes())
-    content[len(content) // 2] ^= 1
-    array.write_bytes(content)
+    newest = damage_newest(workdir / "last")
     status, out, err = train(*arguments, warnings="default")
     assert status == 0, err
     assert (
@@ -241,9 +269,9 @@ def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
     (tmp_path / "cache").touch()  # a cache directory that cannot be made is done without
     status, out, err = train(*arguments, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert (status, err) == (0, "")
-    assert "models selected on the test set" in out
+    assert "models are selected on the test set" in out
     assert "Val (the test set):" in out
-    assert "selected on the test set itself" in out
+    assert "the best epoch was selected on the test set itself" in out
     assert json.loads((tmp_path / "summary.json").read_text())["selection_split"] == "test"
     assert json.loads((tmp_path / "summary.json").read_text())["devices"].startswith("4 x")
 
@@ -257,7 +285,8 @@ def test_several_seeds(tmp_path):
     arguments = [*DIGITS, "--epochs", 4, "--num-seeds", 3, "--seed", 4]
     status, out, err = train(*arguments, "--workdir", tmp_path / "whole")
     assert (status, err) == (0, "")
-    assert "over 3 seeds" in out
+    assert "(3 seeds, " in out
+    assert "mean of 3 seeds" in out
     summary = json.loads((tmp_path / "whole/summary.json").read_text())
     accuracies = [result["test_accuracy"] for result in summary["seeds"]]
     assert [result["seed"] for result in summary["seeds"]] == [4, 5, 6]
