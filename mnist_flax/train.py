@@ -15,7 +15,7 @@ from mnist_flax.config import PRESETS, Config, completed, read, validate
 from mnist_flax.errors import UserError
 
 if TYPE_CHECKING:
-    from mnist_flax.training.job import Interruption
+    from mnist_flax.training.coordination import Interruption
 
 
 class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
@@ -66,24 +66,27 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
         UserError: something is wrong that the user can put right; nothing is lost.
         SystemExit: a signal asked the run to stop; it has saved and said how to go on.
     """
-    from mnist_flax.training import job, run_directory
+    from mnist_flax.training import coordination, job, run_directory
 
+    interruption = interruption or coordination.Interruption()
     run_directory.require_writable(config.workdir)
     import jax
 
     from mnist_flax import data
-    from mnist_flax.training import loop, mesh, run
+    from mnist_flax.training import agreement, loop, mesh, run
 
     if not config.no_compilation_cache:
         use_compilation_cache()
     if config.distributed:
-        job.join()
+        job.join(interruption)
     dataset = data.load(config.dataset, config.data_dir, config.val_size)
     num_train = len(dataset.train.labels)
     if config.batch_size > num_train:
         raise UserError(f"--batch-size {config.batch_size} is more than the {num_train} training images there are")
     held_out = 0 if dataset.selection_split == "test" else len(dataset.validation.labels)
     config = completed(config, dataset.name, held_out)
+    if config.distributed:
+        agreement.require_agreement(config, interruption)
     devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
     is_main = jax.process_index() == 0
     with run_directory.claimed(config) if is_main else nullcontext():
@@ -92,7 +95,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
             if is_main:
                 print(_nothing_done(config, summary))
             return summary
-        summary = loop.carry_out(run.prepare(config, dataset, devices), interruption or job.Interruption())
+        summary = loop.carry_out(run.prepare(config, dataset, devices), interruption)
         if is_main and not config.no_report:
             from mnist_flax.views.report import write_report
 
