@@ -285,7 +285,7 @@ def test_several_seeds(tmp_path):
     arguments = [*DIGITS, "--epochs", 4, "--num-seeds", 3, "--seed", 4]
     status, out, err = train(*arguments, "--workdir", tmp_path / "whole")
     assert (status, err) == (0, "")
-    assert "(3 seeds, " in out
+    assert "(3 seeds: " in out
     assert "mean of 3 seeds" in out
     summary = json.loads((tmp_path / "whole/summary.json").read_text())
     accuracies = [result["test_accuracy"] for result in summary["seeds"]]

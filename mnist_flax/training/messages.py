@@ -40,7 +40,7 @@ def epoch_line(rows: list[Row]) -> str:
         return sum(row[name] for row in rows) / len(rows)
 
     accuracies = [row["val_accuracy"] for row in rows]
-    spread = f" ({len(rows)} seeds, {min(accuracies):.2%} to {max(accuracies):.2%})" if len(rows) > 1 else ""
+    spread = f" ({len(rows)} seeds: {100 * min(accuracies):.2f}–{max(accuracies):.2%})" if len(rows) > 1 else ""
     split = "Val" if rows[0]["selection_split"] == "validation" else "Val (the test set)"
     return (
         f"Epoch {rows[0]['epoch']} - Loss: {mean('train_loss'):.4f}, Accuracy: {mean('train_accuracy'):.2%}, "
@@ -104,6 +104,7 @@ class Console:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
+            bar_format="{desc} {bar} {percentage:.0f}%, {rate_fmt}, {remaining} left{postfix}",
             disable=not (self._shown and sys.stderr.isatty()),
         )
 
