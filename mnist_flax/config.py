@@ -216,6 +216,15 @@ def _flag(name: str) -> str:
 _PROGRAM = "python -m mnist_flax.train"
 
 
+def arguments(config: Config) -> list[str]:
+    """The options that make `config` anew: the preset, and what differs from it, but not where things are."""
+    current, preset = config.to_json(), PRESETS[config.preset].to_json()
+    names = [name for name in current if name not in _NOT_COMPARED and current[name] != preset[name]]
+    if config.preset != "default":
+        names.insert(0, "preset")
+    return [part for name in names for part in (_flag(name), str(current[name]))]
+
+
 class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
     """Options from a dataclass, mistakes in one sentence."""
 

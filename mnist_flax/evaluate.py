@@ -42,9 +42,7 @@ def evaluate(
     Raises:
         UserError: the network or the data cannot be had.
     """
-    from sklearn.metrics import classification_report, confusion_matrix
-
-    from mnist_flax import classifier, data, metrics
+    from mnist_flax import classifier, data
 
     network = classifier.load(checkpoint)
     name: str = dataset or network.card["dataset"]
@@ -52,7 +50,16 @@ def evaluate(
     loaded = data.load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
     if split == "validation" and loaded.selection_split != "validation":
         raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
-    examples: Examples = getattr(loaded, split)
+    where = str(checkpoint) if checkpoint else "the shipped weights"
+    return measure(network, getattr(loaded, split), shifts, checkpoint=where, dataset=name, split=split)
+
+
+def measure(network: "Classifier", examples: "Examples", shifts: int, **origin: Any) -> Evaluation:
+    """Measure a network on examples; `origin` says which they are, and opens the figures."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    from mnist_flax import metrics
+
     images, labels = examples
     log_probabilities = network.log_probabilities(images, shifts=shifts)
     predicted = log_probabilities.argmax(-1)
@@ -64,9 +71,7 @@ def evaluate(
         labels, predicted, labels=classes, target_names=names, output_dict=True, zero_division=never_predicted
     )
     figures = {
-        "checkpoint": str(checkpoint) if checkpoint else "the shipped weights",
-        "dataset": name,
-        "split": split,
+        **origin,
         "num_examples": len(labels),
         "accuracy": correct / len(labels),
         "accuracy_ci95": metrics.accuracy_interval(correct, len(labels)),
@@ -133,9 +138,9 @@ def main() -> None:
     use_compilation_cache()
     evaluation = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts)
     if options.save_plots is not None:
-        from mnist_flax import plots
+        from mnist_flax.views import plots
 
-        plots.save(plots.of_network(evaluation), options.save_plots)
+        plots.save(plots.of_network(*evaluation), options.save_plots)
     print(json.dumps(evaluation.figures) if options.json else describe(evaluation.figures))
 
 

@@ -105,7 +105,7 @@ def train(config: Config, interruption: Interruption | None = None) -> dict[str,
         if finished is None:
             finished = Trainer(config, dataset, mesh, interruption or Interruption()).run()
             if is_main and not config.no_report:
-                from mnist_flax.report import report
+                from mnist_flax.views.report import report
 
                 print(f"Pictures: {report([config.workdir], config.workdir / 'report', config.data_dir)}")
         elif is_main:

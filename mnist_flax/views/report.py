@@ -1,0 +1,80 @@
+"""Builds the report of runs: one HTML file that needs no other, and its pictures as PNGs beside it."""
+
+from pathlib import Path
+from string import Template
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from mnist_flax import classifier, data
+from mnist_flax.augment import augment
+from mnist_flax.config import Config
+from mnist_flax.evaluate import measure
+from mnist_flax.logs import write_text
+from mnist_flax.programs import RUN_ONCE, augmentation_of
+from mnist_flax.views import charts, html, plots, runs, sections
+from mnist_flax.views.html import Html, element
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_SAMPLES = 8
+
+
+def report(paths: list[Path], output: Path, data_dir: Path | None = None) -> Path:
+    """Write `output`/report.html, which needs no other file, and its pictures beside it as PNGs.
+
+    Learning curves are those of all runs; the rest is of the first run's best network.
+
+    Raises:
+        UserError: a run or the data it was trained on cannot be read.
+    """
+    every = [runs.read_run(path) for path in paths]
+    first, histories = every[0], runs.histories(every)
+    network = classifier.load(first.path)
+    config = first.config or Config.from_json(network.card["config"])
+    dataset = data.load(network.card["dataset"], data_dir, config.val_size)
+    evaluation = measure(network, dataset.test, 0)
+    images = dataset.train.images[:_SAMPLES]
+    samples = _augmented(images, config)
+    plots.save(
+        {
+            "Learning curves": charts.learning_curves(histories),
+            **plots.of_network(*evaluation),
+            "Augmentation": plots.image_grid(samples.reshape(-1, *samples.shape[2:])),
+        },
+        output,
+    )
+    names = ", ".join(str(run.path) for run in every)
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(names),
+        heading=html.escape(first.path.resolve().name),
+        notes=sections.notes(first, config, dataset),
+        scores=sections.scores(first, evaluation.figures),
+        facts=sections.facts(first, config, dataset, network),
+        commands=html.escape(runs.commands(first, config)),
+        runs=_section("Runs compared", runs.run_table(every)) if len(every) > 1 else "",
+        seeds=_section("Every seed", runs.seed_table(first, len(dataset.test.labels))) if len(first.seeds) > 1 else "",
+        network=sections.which(first, network, evaluation.figures, len(every) > 1),
+        classes=sections.classes(evaluation.figures["per_class"]),
+        confusion=sections.confusion(np.array(evaluation.figures["confusion_matrix"]), network.class_names),
+        reliability=sections.reliability(dataset.test.labels, evaluation.log_probabilities),
+        augmentation=sections.augmentation(images, samples),
+        filters=sections.filters(plots.first_kernel(network)),
+        activations=sections.activations(network, dataset.test),
+        **sections.curves(histories),
+        **sections.mistakes(dataset.test, evaluation.log_probabilities, network.class_names),
+    )
+    path = output / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _section(title: str, content: Html) -> Html:
+    return element("section", element("h2", title), content)
+
+
+def _augmented(images: UInt8[np.ndarray, "n 28 28"], config: Config) -> UInt8[np.ndarray, "n copies 28 28"]:
+    """Images as a run augments them at its start, eight times each."""
+    warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
+    copies = warp(jax.random.key(0), np.repeat(images, _SAMPLES, axis=0), augmentation_of(config))
+    return np.asarray(copies).round().astype(np.uint8).reshape(len(images), _SAMPLES, *images.shape[1:])

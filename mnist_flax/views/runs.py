@@ -1,0 +1,202 @@
+"""What the report says of runs, in words and tables: read from their files, nothing is computed."""
+
+import json
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mnist_flax.config import Config, arguments, read
+from mnist_flax.errors import UserError
+from mnist_flax.logs import Row
+from mnist_flax.metrics import accuracy_interval
+from mnist_flax.views.charts import Histories
+from mnist_flax.views.html import Html, table
+
+NOTHING = "–"
+
+
+class Run(NamedTuple):
+    """What a run directory, or one seed's directory in it, holds beside checkpoints.
+
+    Attributes:
+        home: the run directory.
+        seeds: the directory of each seed and its rows, one for each epoch.
+        config: None if there is no config.json.
+        results: the summary of each seed; of an unfinished run what is known so far.
+        summary: of the whole run; None until it is finished.
+    """
+
+    path: Path
+    home: Path
+    seeds: list[tuple[Path, list[Row]]]
+    config: Config | None
+    results: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory, or one seed's.
+
+    Raises:
+        UserError: it has no finished epoch, or a file is damaged.
+    """
+    home = path.parent if path.name.startswith("seed-") and not (path / "config.json").exists() else path
+    seeds = [(part, _history(part)) for part in sorted(path.glob("seed-*"), key=_number) or [path]]
+    config = read(home / "config.json") if (home / "config.json").exists() else None
+    summary = _summary(home / "summary.json")
+    if summary is None:
+        return Run(path, home, seeds, config, [_so_far(*seed) for seed in seeds], None)
+    results = summary.get("seeds", [summary])
+    if path != home:
+        results = [result for result in results if result["seed"] == _number(path)]
+        summary = {
+            name: value for name, value in {**summary, **results[0]}.items() if name not in {"seeds", "ensemble"}
+        }
+    return Run(path, home, seeds, config, results, summary)
+
+
+def _number(directory: Path) -> int:
+    digits = directory.name.removeprefix("seed-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _history(directory: Path) -> list[Row]:
+    path = directory / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"{directory} is not a run directory ({error.filename}: {error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not rows:
+        raise UserError(f"{directory} has not finished an epoch yet")
+    wanted = {"epoch", "learning_rate", "time", *(f"{a}_{b}" for a in ("train", "val") for b in ("loss", "accuracy"))}
+    for row in rows:
+        missing = wanted if not isinstance(row, dict) else {name for name in wanted if not _is_number(row.get(name))}
+        if missing:
+            raise UserError(f"{path} is damaged (a row has no number for {min(missing)})")
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _summary(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+        for result in summary.get("seeds", [summary]):
+            for name in ("seed", "epochs_run", "best_epoch", "val_accuracy", "test_accuracy", "test_loss"):
+                if not _is_number(result[name]):
+                    raise ValueError(f"{name} is no number")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    return summary
+
+
+def _so_far(directory: Path, rows: list[Row]) -> dict[str, Any]:
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    seed = {"seed": _number(directory)} if directory.name.startswith("seed-") else {}
+    return {**seed, "epochs_run": len(rows), "best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"]}
+
+
+def histories(runs: list[Run]) -> Histories:
+    """The rows of all runs and of all their seeds, each under the name it has in the legend.
+
+    Seeds of a run share its name, so that runs can be told apart; those of a single run have names of their own.
+    """
+    if len(runs) > 1:
+        return [(shown(run.path), rows) for run in runs for _, rows in run.seeds]
+    return [(shown(directory.name or directory), rows) for directory, rows in runs[0].seeds]
+
+
+def shown(path: Any) -> str:
+    """A path as text; what is no text in it becomes "?"."""
+    return str(path).encode(errors="replace").decode()
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, on one line."""
+    return f"{fraction:.2%}".replace("%", "\u00a0%")
+
+
+def interval(low: float, high: float) -> str:
+    """Two fractions, in percent."""
+    return f"{percent(low)} to {percent(high)}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, hours = round(seconds / 60), round(seconds / 3600, 1)
+    return f"{minutes} minutes" if minutes < 100 else f"{hours} hours"
+
+
+def day(run: Run) -> str:
+    """When the last epoch of a run ended."""
+    end = datetime.fromtimestamp(max(rows[-1]["time"] for _, rows in run.seeds), UTC)
+    return f"{end.day} {end:%B %Y, %H:%M} UTC"
+
+
+def commands(run: Run, config: Config) -> str:
+    """What to type to train as this run did: with its own file, and with options written out."""
+    train, workdir = ["python", "-m", "mnist_flax.train"], ["--workdir", "runs/again"]
+    ways = ["--config", str(run.home / "config.json")], arguments(config)
+    return "\n".join(shlex.join([*train, *way, *workdir]) for way in ways)
+
+
+def seed_table(run: Run, num_test: int) -> Html:
+    """A row for each seed."""
+    rows = [
+        (
+            result["seed"],
+            f"{result['best_epoch']} of {result['epochs_run']}",
+            percent(result["val_accuracy"]),
+            *_tested(result, num_test),
+            result.get("stopped_because") or NOTHING,
+        )
+        for result in run.results
+    ]
+    head = ("seed", "best epoch", "selection accuracy", "test accuracy", "95 % interval", "test loss", "ended because")
+    return table(head, rows, "Every seed", "words")
+
+
+def _tested(result: dict[str, Any], num_test: int) -> tuple[str, str, str]:
+    if "test_accuracy" not in result:
+        return NOTHING, NOTHING, NOTHING
+    bounds = accuracy_interval(round(result["test_accuracy"] * num_test), num_test)
+    return percent(result["test_accuracy"]), interval(*bounds), f"{result['test_loss']:.4f}"
+
+
+def run_table(runs: list[Run]) -> Html:
+    """A row for each run."""
+    rows = []
+    for run in runs:
+        summary = run.summary or {}
+        epochs = max(result["epochs_run"] for result in run.results)
+        validation = sum(result["val_accuracy"] for result in run.results) / len(run.results)
+        test = percent(summary["test_accuracy"]) if summary else NOTHING
+        if "test_accuracy_std" in summary and len(run.results) > 1:
+            test += f" ± {100 * summary['test_accuracy_std']:.2f}"
+        seconds = sum(row.get("seconds", 0) for row in max((rows for _, rows in run.seeds), key=len))
+        options = shlex.join(arguments(run.config)) if run.config else NOTHING
+        dataset = run.config.dataset if run.config else NOTHING
+        state = "" if run.summary else " so far"
+        rows.append(
+            (
+                run.path,
+                dataset,
+                len(run.results),
+                f"{epochs}{state}",
+                percent(validation),
+                test,
+                duration(seconds),
+                options,
+            )
+        )
+    head = ("run", "data set", "seeds", "epochs", "selection accuracy", "test accuracy", "time", "options")
+    return table(head, rows, "The runs", "words")
