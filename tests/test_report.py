@@ -2,6 +2,7 @@ import html
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ PICTURES = {
     *("learning-curves", "confusion-matrix", "reliability", "misclassified-images", "augmentation"),
     *("first-layer-filters", "activations"),
 }
-HOSTILE = '_<img src=x onerror=alert(1)> "$\\frac$ & '
+HOSTILE = '_<img src=x onerror=alert(1)> "$x^$ & '
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +155,16 @@ def test_names_are_text_whatever_they_are(run, tmp_path, monkeypatch):
     classifier_load = classifier.load
     monkeypatch.setattr(classifier, "load", load)
     monkeypatch.chdir(tmp_path)
-    hostile = [copy(run, Path(f"{HOSTILE}{i}".replace("/", "|"))) for i in range(2)]
+    hostile = [copy(run, Path(f"{HOSTILE}{i}")) for i in range(2)]
     page = views.report(hostile, Path("out")).read_text()
     assert "<img src=x" not in page
     assert page.count(html.escape(hostile[0].name)) >= 4  # title, heading, legend, table
-    assert html.escape(f"{HOSTILE}9 → {HOSTILE}".split(" → ")[0]) in page
+    assert html.escape(f"{HOSTILE}9") in page
 
 
-def test_a_checkpoint_directory_stands_for_its_run(run, tmp_path, capsys):
-    report.main([str(run / "seed-1/best"), "--output", str(tmp_path / "out"), "--json"])
+def test_a_checkpoint_directory_stands_for_its_run(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", str(run / "seed-1/best"), "--output", str(tmp_path / "out"), "--json"])
+    report.main()
     assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "out/report.html")}
     assert "seed-1" in (tmp_path / "out/report.html").read_text()
 
@@ -241,7 +243,7 @@ def test_page_fits_its_window(run, browser, width, scheme):
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get((run / "report/report.html").as_uri())
-    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth && innerWidth") == width
     background, colour = browser.execute_script(
         "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
     )

@@ -11,7 +11,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.logs import Row
 from mnist_flax.metrics import accuracy_interval
 from mnist_flax.views.charts import Histories
-from mnist_flax.views.html import Html, table
+from mnist_flax.views.html import Html, element, join, table
 
 NOTHING = "–"
 
@@ -142,11 +142,16 @@ def day(run: Run) -> str:
     return f"{end.day} {end:%B %Y, %H:%M} UTC"
 
 
-def commands(run: Run, config: Config) -> str:
+def commands(run: Run, config: Config) -> Html:
     """What to type to train as this run did: with its own file, and with options written out."""
-    train, workdir = ["python", "-m", "mnist_flax.train"], ["--workdir", "runs/again"]
     ways = ["--config", str(run.home / "config.json")], arguments(config)
-    return "\n".join(shlex.join([*train, *way, *workdir]) for way in ways)
+    lines = (join(("python -m mnist_flax.train", _options([*way, "--workdir", "runs/again"])), " ") for way in ways)
+    return join(lines, "\n")
+
+
+def _options(words: list[str]) -> Html:
+    """Options as on a command line, each on one line with its value."""
+    return join((element("span", shlex.join(pair)) for pair in zip(words[::2], words[1::2], strict=True)), " ")
 
 
 def seed_table(run: Run, num_test: int) -> Html:
@@ -183,7 +188,7 @@ def run_table(runs: list[Run]) -> Html:
         if "test_accuracy_std" in summary and len(run.results) > 1:
             test += f" ± {100 * summary['test_accuracy_std']:.2f}"
         seconds = sum(row.get("seconds", 0) for row in max((rows for _, rows in run.seeds), key=len))
-        options = shlex.join(arguments(run.config)) if run.config else NOTHING
+        options = _options(arguments(run.config)) if run.config else NOTHING
         dataset = run.config.dataset if run.config else NOTHING
         state = "" if run.summary else " so far"
         rows.append(
