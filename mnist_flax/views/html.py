@@ -64,7 +64,7 @@ def _cell(tag: str, value: Any, **attributes: str) -> Html:
 
 def _png(picture: Image.Image, alt: str, **options: Any) -> Html:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True, **options)
+    picture.save(buffer, "PNG", **options)
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Html(f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" src="{source}">')
 

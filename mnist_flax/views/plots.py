@@ -139,17 +139,25 @@ def filters(kernel: Float[np.ndarray, "height width 1 features"]) -> Figure:
 
 @STYLE
 def activations(maps: dict[str, Float[np.ndarray, "n h w c"]], images: Images) -> Figure:
-    """For each image a row: the image, then every block's channels, in a mosaic of their own."""
-    figure = Figure(figsize=(1.5 * (1 + len(maps)), 1.5 * len(images)), layout="constrained")
-    panels = figure.subplots(len(images), 1 + len(maps), squeeze=False)
-    for axes in panels.flat:
-        axes.set_axis_off()
-    for row, image in zip(panels, images, strict=True):
-        row[0].imshow(image, cmap="gray")
-    for column, (name, values) in enumerate(maps.items(), start=1):
-        panels[0][column].set_title(f"{name}\n{values.shape[1]}×{values.shape[2]}×{values.shape[3]}", fontsize="small")
-        for row, value in zip(panels, values, strict=True):
-            row[column].imshow(mosaic(value, value.max()), cmap="magma")
+    """For each image a row: the image, then every block's channels, in a mosaic of their own.
+
+    All on one pair of axes: a pair for each takes 1.5 s more.
+    """
+    columns: dict[str, Any] = {"": images}
+    for name, values in maps.items():
+        size = "×".join(map(str, values.shape[1:]))
+        columns[f"{name}\n{size}"] = [mosaic(value, value.max()) for value in values]
+    above = 0.35
+    figure = Figure(figsize=(1.5 * len(columns), 1.5 * (len(images) + above)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for left, (title, pictures) in enumerate(columns.items()):
+        axes.text(left + 0.5, above - 0.05, title, ha="center", va="bottom", fontsize="small")
+        for row, picture in enumerate(pictures):
+            height, width = 0.92 * np.array(picture.shape) / max(picture.shape)
+            x, y = left + (1 - width) / 2, above + row + (1 - height) / 2
+            axes.imshow(picture, extent=(x, x + width, y + height, y), cmap="magma" if title else "gray")
+    axes.set(xlim=(0, len(columns)), ylim=(above + len(images), 0))
     return figure
 
 
