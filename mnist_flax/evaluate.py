@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.save_plots is not None:
         from mnist_flax.views import plots
 
-        plots.save(plots.of_network(evaluation), options.save_plots)
+        plots.save(plots.of_network(*evaluation), options.save_plots)
     show(options, evaluation.figures, describe(evaluation.figures))
 
 

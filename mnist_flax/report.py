@@ -1,4 +1,4 @@
-"""`python -m mnist_flax.report RUN...`: a run's pictures, in one HTML file and as PNGs."""
+"""`python -m mnist_flax.report RUN...`: a run's report, one HTML file, and its pictures as PNGs."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = ArgumentParser(
         "report",
-        "Draw curves, confusion matrix, calibration, mistakes, augmentation, filters and activations.",
+        "Show what came out: accuracy, curves, confusion matrix, calibration, mistakes, feature maps.",
         "runs/mnist_training runs/other",
     )
     parser.add_argument(

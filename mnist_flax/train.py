@@ -73,7 +73,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     import jax
 
     from mnist_flax import data
-    from mnist_flax.training import agreement, loop, mesh, run
+    from mnist_flax.training import agreement, loop, mesh, records, run
 
     if not config.no_compilation_cache:
         use_compilation_cache()
@@ -91,7 +91,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     is_main = jax.process_index() == 0
     with run_directory.claimed(config) if is_main else nullcontext():
         mesh.wait_for_all("the run directory is claimed")
-        if summary := run_directory.finished_summary(config.workdir):
+        if summary := records.read_summary(config.workdir):
             if is_main:
                 print(_nothing_done(config, summary))
             return summary

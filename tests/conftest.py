@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 # Before JAX starts: eight CPU devices, so that one-device and many-device meshes can be compared in one process.
@@ -66,6 +67,28 @@ def card():
         "config": {**Config().to_json(), "val_size": 119},
         "val_accuracy": 0.5,
     }
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """A browser without a window; tests that need it skip where there is none."""
+    from selenium import webdriver
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage", "no-first-run"),
+        *("disable-background-networking", "disable-component-update", "disable-sync"),
+        *(f"user-data-dir={tmp_path}/browser", "window-size=1280,900"),
+    ):
+        options.add_argument(f"--{argument}")
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        yield browser
 
 
 def state_dict(arrays: dict, prefix: str) -> dict:

@@ -44,16 +44,15 @@ def evaluate(
     loaded = data.load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
     if split == "validation" and loaded.selection_split != "validation":
         raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
-    examples: Examples = getattr(loaded, split)
+    where = str(checkpoint) if checkpoint else "the shipped weights"
+    return measure(network, getattr(loaded, split), shifts, checkpoint=where, dataset=name, split=split)
+
+
+def measure(network: Classifier, examples: Examples, shifts: int = 0, **origin: str) -> Evaluation:
+    """Measure a network on examples; the figures begin with `origin`, which says what was measured."""
     log_probabilities = network.log_probabilities(examples.images, shifts=shifts)
-    figures = {
-        "checkpoint": str(checkpoint) if checkpoint else "the shipped weights",
-        "dataset": name,
-        "split": split,
-        "shifts": shifts,
-        **figures_of(examples.labels, log_probabilities, network.class_names),
-    }
-    return Evaluation(network, examples, log_probabilities, figures)
+    figures = figures_of(examples.labels, log_probabilities, network.class_names)
+    return Evaluation(network, examples, log_probabilities, {**origin, "shifts": shifts, **figures})
 
 
 def figures_of(

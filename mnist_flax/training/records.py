@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mnist_flax.errors import UserError
-from mnist_flax.files import write_text
+from mnist_flax.files import read_json, write_text
 from mnist_flax.model import count_parameters, variable_shapes
 from mnist_flax.step import Totals
 from mnist_flax.training.mesh import describe
 from mnist_flax.training.programs import Figures
 from mnist_flax.training.run import Run
+from mnist_flax.training.run_directory import SUMMARY
 from mnist_flax.training.selection import Row, best_epoch, statistics_of, stop_reason
 
 HISTORY = "metrics.jsonl"
+_FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 _SCALARS = {
     "loss/train": "train_loss",
@@ -52,6 +55,8 @@ def read_history(run: Path) -> list[Row]:
     path = run / HISTORY
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            _require_numbers(row, ("epoch", "learning_rate", "time", *_FIGURES))
     except OSError as error:
         raise UserError(f"{run} is not a run directory ({error.filename}: {error.strerror})") from error
     except ValueError as error:
@@ -59,6 +64,30 @@ def read_history(run: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{run} has not finished an epoch yet")
     return rows
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """A run's `summary.json`; None if the run is not finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run / SUMMARY
+    summary = read_json(path)
+    try:
+        for result in [] if summary is None else summary.get("seeds", [summary]):
+            _require_numbers(result, ("seed", "epochs_run", "best_epoch", "val_accuracy", "test_accuracy", "test_loss"))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    return summary
+
+
+def _require_numbers(values: Any, names: Iterable[str]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    for name in names:
+        if not isinstance(values.get(name), int | float) or isinstance(values[name], bool):
+            raise ValueError(f"it has no number for {name}")
 
 
 def epoch_row(run: Run, epoch: int, totals: Totals, figures: Figures, i: int, seconds: float, sharing: int) -> Row:

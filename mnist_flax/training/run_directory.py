@@ -82,15 +82,6 @@ def refuse_changes(stored: dict[str, Any], config: Config) -> None:
         )
 
 
-def finished_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None if the run is not finished.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return read_json(workdir / SUMMARY)
-
-
 def _delete_run(workdir: Path) -> None:
     """Delete what a run writes, and nothing else that may lie there."""
     for path in [path for pattern in OWN_FILES for path in workdir.glob(pattern)]:

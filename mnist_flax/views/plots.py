@@ -1,41 +1,48 @@
 """Pictures of runs and networks, as matplotlib figures."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from mnist_flax.data import Examples
 from mnist_flax.inference import metrics
-from mnist_flax.inference.evaluation import Evaluation
+from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
-from mnist_flax.training.selection import Row
+from mnist_flax.views.charts import STYLE, reliability_diagram
 
 Images = UInt8[np.ndarray, "n 28 28"]
+
 
 # More mistakes than this are of no use to look at, and matplotlib draws no picture of more than 65,536 pixels a side.
 MOST_MISTAKES = 1000
 
 
-def of_network(evaluation: Evaluation) -> dict[str, Figure]:
-    """What there is to see of a network and what it says of a data set, by caption."""
-    network, (images, labels), log_probabilities, figures = evaluation
+def of_network(
+    network: Classifier, examples: Examples, log_probabilities: metrics.LogProbabilities, figures: dict[str, Any]
+) -> dict[str, Figure]:
+    """What there is to see of a network and what it says of a data set, by caption. Takes what `evaluate` returns."""
+    images, labels = examples
     names = network.class_names
     one_each = images[np.unique(labels, return_index=True)[1]]
     outputs = network.activations(one_each)
-    kernel = np.asarray(network.variables["params"]["block1"]["conv"]["kernel"])
     return {
         "Confusion matrix": confusion(np.array(figures["confusion_matrix"]), names),
         "Reliability": reliability_diagram(labels, log_probabilities),
         "Misclassified images": misclassified(images, labels, log_probabilities, names),
-        "First-layer filters": filters(kernel),
+        "First-layer filters": filters(first_kernel(network)),
         "Activations": activations({name: outputs[name] for name in BLOCKS}, one_each),
     }
 
 
+def first_kernel(network: Classifier) -> Float[np.ndarray, "height width 1 features"]:
+    """The weights of the first convolution."""
+    return np.asarray(network.variables["params"]["block1"]["conv"]["kernel"])
+
+
+@STYLE
 def save(figures: dict[str, Figure], directory: Path) -> dict[str, Path]:
     """Write figures as PNGs, named by their captions; the files, by caption."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -45,39 +52,7 @@ def save(figures: dict[str, Figure], directory: Path) -> dict[str, Path]:
     return files
 
 
-def learning_curves(histories: list[tuple[str, list[Row]]]) -> Figure:
-    """Loss, error and learning rate by epoch, every name in a colour of its own; training dashed, validation solid."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    loss, error, rate = figure.subplots(1, 3)
-    names = list(dict.fromkeys(name for name, _ in histories))
-    for name, history in histories:
-        style: Any = {"color": f"C{names.index(name) % 10}", "marker": ".", "linewidth": 1}
-        epochs = [row["epoch"] for row in history]
-        for split, line in (("train", "--"), ("val", "-")):
-            loss.plot(epochs, [row[f"{split}_loss"] for row in history], line, **style)
-            error.plot(epochs, [100 * (1 - row[f"{split}_accuracy"]) for row in history], line, **style)
-        rate.plot(epochs, [row["learning_rate"] for row in history], **style)
-    for axes, label in ((loss, "loss"), (error, "error, %"), (rate, "learning rate")):
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # As accuracies 99.4 and 99.6 % would look the same.
-    _logarithmic(loss)
-    _logarithmic(error)
-    loss.set_title("training dashed, validation solid", fontsize="small")
-    handles = [Line2D([], [], color=f"C{i % 10}", marker=".") for i in range(len(names))]
-    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="x-small")
-    return figure
-
-
-def _logarithmic(axes: Any) -> None:
-    """The vertical axis, with plain numbers: 30, not 3 × 10¹."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
-
-
+@STYLE
 def confusion(matrix: Int[np.ndarray, "classes classes"], names: tuple[str, ...]) -> Figure:
     """The confusion matrix; colour stands for the errors alone, or the diagonal would outshine them."""
     figure = Figure(figsize=(6.5, 6), layout="constrained")
@@ -92,24 +67,6 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], names: tuple[str, ...]
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true")
-    return figure
-
-
-def reliability_diagram(labels: metrics.Labels, log_probabilities: metrics.LogProbabilities) -> Figure:
-    """Accuracy against the probability given, in 15 bins, over the number of images in each."""
-    bins = metrics.reliability(labels, log_probabilities)
-    figure = Figure(figsize=(5, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    middles = [(row["low"] + row["high"]) / 2 for row in bins]
-    top.bar(middles, [row["accuracy"] for row in bins], 1 / 15, edgecolor="white", label="accuracy")
-    top.plot([row["confidence"] for row in bins], [row["confidence"] for row in bins], "k.", label="probability given")
-    top.plot([0, 1], [0, 1], "k:", linewidth=1)
-    top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    top.set_title(f"calibration error {metrics.calibration_error(labels, log_probabilities):.4f}")
-    top.legend()
-    bottom.bar(middles, [row["count"] for row in bins], 1 / 15, edgecolor="white", color="grey")
-    _logarithmic(bottom)
-    bottom.set(xlabel="probability of the predicted class", ylabel="images")
     return figure
 
 
@@ -132,6 +89,26 @@ def _grid(images: Any, titles: list[str] | None = None, columns: int = 10, **opt
     return figure
 
 
+class Mistake(NamedTuple):
+    """A test image that is classified wrongly: its place in the data set, and what was said of it."""
+
+    place: int
+    label: str
+    predicted: str
+    probability: float
+
+
+def mistakes(
+    labels: metrics.Labels, log_probabilities: metrics.LogProbabilities, names: tuple[str, ...]
+) -> list[Mistake]:
+    """What is classified wrongly, the most confident first."""
+    predicted, confidence = log_probabilities.argmax(-1), np.exp(log_probabilities.max(-1))
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    return [Mistake(int(i), names[labels[i]], names[predicted[i]], float(confidence[i])) for i in wrong]
+
+
+@STYLE
 def misclassified(
     images: Images,
     labels: metrics.Labels,
@@ -142,42 +119,51 @@ def misclassified(
 
     All of them, unless there are more than `MOST_MISTAKES`.
     """
-    predicted, confidence = log_probabilities.argmax(-1), np.exp(log_probabilities.max(-1))
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
-    titles = [f"{names[labels[i]]} → {names[predicted[i]]}  {confidence[i]:.0%}" for i in wrong]
-    return _grid(images[wrong], titles, vmin=0, vmax=255)
+    wrong = mistakes(labels, log_probabilities, names)[:MOST_MISTAKES]
+    titles = [f"{mistake.label} → {mistake.predicted}  {mistake.probability:.0%}" for mistake in wrong]
+    return _grid(images[[mistake.place for mistake in wrong]], titles, vmin=0, vmax=255)
 
 
+@STYLE
 def image_grid(images: Images) -> Figure:
     """Images side by side."""
     return _grid(images, columns=16, vmin=0, vmax=255)
 
 
+@STYLE
 def filters(kernel: Float[np.ndarray, "height width 1 features"]) -> Figure:
     """First-layer filters; blue is negative, red positive."""
     limit = float(np.abs(kernel).max())
     return _grid(kernel[:, :, 0].transpose(2, 0, 1), columns=kernel.shape[-1], cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
+@STYLE
 def activations(maps: dict[str, Float[np.ndarray, "n h w c"]], images: Images) -> Figure:
-    """For each image a row: the image, then every block's channels, in a mosaic of their own."""
-    figure = Figure(figsize=(1.5 * (1 + len(maps)), 1.5 * len(images)), layout="constrained")
-    panels = figure.subplots(len(images), 1 + len(maps), squeeze=False)
-    for axes in panels.flat:
-        axes.set_axis_off()
-    for row, image in zip(panels, images, strict=True):
-        row[0].imshow(image, cmap="gray")
-    for column, (name, values) in enumerate(maps.items(), start=1):
-        panels[0][column].set_title(f"{name}\n{values.shape[1]}×{values.shape[2]}×{values.shape[3]}", fontsize="small")
-        for row, value in zip(panels, values, strict=True):
-            row[column].imshow(_mosaic(value), cmap="magma")
+    """For each image a row: the image, then every block's channels, in a mosaic of their own.
+
+    All on one pair of axes: a pair for each takes 1.5 s more.
+    """
+    columns: dict[str, Any] = {"": images}
+    for name, values in maps.items():
+        size = "×".join(map(str, values.shape[1:]))
+        columns[f"{name}\n{size}"] = [mosaic(value, value.max()) for value in values]
+    above = 0.35
+    figure = Figure(figsize=(1.5 * len(columns), 1.5 * (len(images) + above)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for left, (title, pictures) in enumerate(columns.items()):
+        axes.text(left + 0.5, above - 0.05, title, ha="center", va="bottom", fontsize="small")
+        for row, picture in enumerate(pictures):
+            height, width = 0.92 * np.array(picture.shape) / max(picture.shape)
+            x, y = left + (1 - width) / 2, above + row + (1 - height) / 2
+            axes.imshow(picture, extent=(x, x + width, y + height, y), cmap="magma" if title else "gray")
+    axes.set(xlim=(0, len(columns)), ylim=(above + len(images), 0))
     return figure
 
 
-def _mosaic(channels: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "rows columns"]:
-    """Channels side by side, four to a row."""
-    height, width, count = channels.shape
-    padded = np.pad(channels, ((0, 1), (0, 1), (0, -count % 4)), constant_values=float(channels.max()))
-    tiles = padded.transpose(2, 0, 1).reshape(-1, 4, height + 1, width + 1)
-    return tiles.transpose(0, 2, 1, 3).reshape(-1, 4 * (width + 1))
+def mosaic(channels: Shaped[np.ndarray, "h w c"], gap: Any) -> Shaped[np.ndarray, "rows columns"]:
+    """Channels side by side, four to a row, with a line of `gap` below and to the right of each."""
+    padded = np.pad(channels, ((0, 1), (0, 1), (0, -channels.shape[-1] % 4)), constant_values=gap)
+    height, width, _ = padded.shape
+    tiles = padded.transpose(2, 0, 1).reshape(-1, 4, height, width)
+    return tiles.transpose(0, 2, 1, 3).reshape(-1, 4 * width)

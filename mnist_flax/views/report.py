@@ -1,64 +1,27 @@
-"""A run's pictures, in one HTML file and as PNGs."""
+"""Builds the report of runs: one HTML file that needs no other, and its pictures as PNGs beside it."""
 
-import base64
-import html
 from pathlib import Path
+from string import Template
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
+from jaxtyping import UInt8
 
+from mnist_flax import data
 from mnist_flax.augment import augment
 from mnist_flax.config import Config
-from mnist_flax.inference.evaluation import Evaluation, describe, evaluate
+from mnist_flax.files import write_text
+from mnist_flax.inference import classifier
+from mnist_flax.inference.evaluation import measure
 from mnist_flax.training.programs import RUN_ONCE, augmentation_of
-from mnist_flax.training.records import read_history
-from mnist_flax.training.selection import Row
-from mnist_flax.views import plots
+from mnist_flax.views import charts, html, plots, runs, sections
+from mnist_flax.views.html import Html, element
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }}
-img {{ max-width: 100%; background: white; border-radius: 4px; }}
-pre {{ overflow-x: auto; }}
-</style>
-<h1>{title}</h1>
-<pre>{summary}</pre>
-{sections}
-</html>
-"""
+_TEMPLATE = Path(__file__).with_name("report.html")
+_SAMPLES = 8
 
 
-def read_histories(runs: list[Path]) -> list[tuple[str, list[Row]]]:
-    """The histories of all runs and of all their seeds, each under the name it is to have in the legend.
-
-    Seeds of a run share its name, so that runs can be told apart; those of a single run have names of their own.
-    """
-    return [
-        (str(run if len(runs) > 1 else part), read_history(part))
-        for run in runs
-        for part in (sorted(run.glob("seed-*"), key=_seed) or [run])
-    ]
-
-
-def _seed(directory: Path) -> int:
-    return int(directory.name.removeprefix("seed-"))
-
-
-def augmentation(evaluation: Evaluation) -> Figure:
-    """Eight images, each as the network's run augmented them, eight times."""
-    options = augmentation_of(Config.from_json(evaluation.network.card["config"]))
-    warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
-    images = np.repeat(evaluation.examples.images[:8], 8, axis=0)
-    return plots.image_grid(np.asarray(warp(jax.random.key(0), images, options)).round().astype(np.uint8))
-
-
-def write_report(runs: list[Path], output: Path, data_dir: Path | None = None) -> Path:
+def write_report(paths: list[Path], output: Path, data_dir: Path | None = None) -> Path:
     """Write `output`/report.html, which needs no other file, and its pictures beside it as PNGs.
 
     Learning curves are those of all runs; the rest is of the first run's best network.
@@ -66,18 +29,53 @@ def write_report(runs: list[Path], output: Path, data_dir: Path | None = None) -
     Raises:
         UserError: a run or the data it was trained on cannot be read.
     """
-    histories = read_histories(runs)
-    evaluation = evaluate(runs[0], None, "test", data_dir, 0)
-    pictures = {
-        "Learning curves": plots.learning_curves(histories),
-        **plots.of_network(evaluation),
-        "Augmentation": augmentation(evaluation),
-    }
-    sections = []
-    for caption, file in plots.save(pictures, output).items():
-        encoded = base64.b64encode(file.read_bytes()).decode()
-        sections.append(f'<h2>{caption}</h2>\n<img alt="{caption}" src="data:image/png;base64,{encoded}">')
+    every = [runs.read_run(path) for path in paths]
+    first, histories = every[0], runs.histories(every)
+    network = classifier.load(first.path)
+    config = first.config or Config.from_json(network.card["config"])
+    dataset = data.load(network.card["dataset"], data_dir, config.val_size)
+    evaluation = measure(network, dataset.test, 0)
+    images = dataset.train.images[:_SAMPLES]
+    samples = _augmented(images, config)
+    plots.save(
+        {
+            "Learning curves": charts.learning_curves(histories),
+            **plots.of_network(*evaluation),
+            "Augmentation": plots.image_grid(samples.reshape(-1, *samples.shape[2:])),
+        },
+        output,
+    )
+    names = ", ".join(str(run.path) for run in every)
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(names),
+        heading=html.escape(first.path.resolve().name),
+        notes=sections.notes(first, config, dataset),
+        scores=sections.scores(first, evaluation.figures),
+        facts=sections.facts(first, config, dataset, network),
+        commands=runs.commands(first, config),
+        runs=_section("Runs compared", runs.run_table(every)) if len(every) > 1 else "",
+        seeds=_section("Every seed", runs.seed_table(first, len(dataset.test.labels))) if len(first.seeds) > 1 else "",
+        network=sections.which(first, network, evaluation.figures, len(every) > 1),
+        classes=sections.classes(evaluation.figures["per_class"]),
+        confusion=sections.confusion(np.array(evaluation.figures["confusion_matrix"]), network.class_names),
+        reliability=sections.reliability(dataset.test.labels, evaluation.log_probabilities),
+        augmentation=sections.augmentation(images, samples),
+        filters=sections.filters(plots.first_kernel(network)),
+        activations=sections.activations(network, dataset.test),
+        **sections.curves(histories),
+        **sections.mistakes(dataset.test, evaluation.log_probabilities, network.class_names),
+    )
     path = output / "report.html"
-    title, summary = html.escape(", ".join(map(str, runs))), html.escape(describe(evaluation.figures))
-    path.write_text(_PAGE.format(title=title, summary=summary, sections="\n".join(sections)), encoding="utf-8")
+    write_text(path, page)
     return path
+
+
+def _section(title: str, content: Html) -> Html:
+    return element("section", element("h2", title), content)
+
+
+def _augmented(images: UInt8[np.ndarray, "n 28 28"], config: Config) -> UInt8[np.ndarray, "n copies 28 28"]:
+    """Images as a run augments them at its start, eight times each."""
+    warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
+    copies = warp(jax.random.key(0), np.repeat(images, _SAMPLES, axis=0), augmentation_of(config))
+    return np.asarray(copies).round().astype(np.uint8).reshape(len(images), _SAMPLES, *images.shape[1:])

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -291,29 +289,15 @@ def url():
 
 
 @pytest.fixture
-def browser(url, tmp_path):
+def browser(url, chromium):
     """The page in a browser, at a desktop's size."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        *(f"user-data-dir={tmp_path}", "window-size=1280,900"),
-    ):
-        options.add_argument(f"--{argument}")
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
-        browser.get(url)
-        WebDriverWait(browser, 20).until(lambda browser: browser.find_elements(By.CSS_SELECTOR, "#examples img"))
-        yield browser
-        assert browser.get_log("browser") == []  # nothing failed, nothing was blocked
-        loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-        assert loaded
-        assert all(name.startswith(f"{url}/") for name in loaded)
+    chromium.get(url)
+    WebDriverWait(chromium, 20).until(lambda browser: browser.find_elements(By.CSS_SELECTOR, "#examples img"))
+    yield chromium
+    assert chromium.get_log("browser") == []  # nothing failed, nothing was blocked
+    loaded = chromium.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert loaded
+    assert all(name.startswith(f"{url}/") for name in loaded)
 
 
 def says(browser, answer):

@@ -1,0 +1,183 @@
+"""What the report says of runs, in words and tables: read from their files, nothing is computed."""
+
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mnist_flax.config import CARRYING_OUT, PRESETS, Config, flag, read
+from mnist_flax.inference.metrics import accuracy_interval
+from mnist_flax.training.records import read_history, read_summary
+from mnist_flax.training.run_directory import CONFIG
+from mnist_flax.training.selection import Row, best_epoch
+from mnist_flax.views.charts import Histories
+from mnist_flax.views.html import Html, element, join, table
+
+NOTHING = "–"
+
+
+class Run(NamedTuple):
+    """What a run directory, or one seed's directory in it, holds beside checkpoints.
+
+    Attributes:
+        home: the run directory.
+        seeds: the directory of each seed and its rows, one for each epoch.
+        config: None if there is no config.json.
+        results: the summary of each seed; of an unfinished run what is known so far.
+        summary: of the whole run; None until it is finished.
+    """
+
+    path: Path
+    home: Path
+    seeds: list[tuple[Path, list[Row]]]
+    config: Config | None
+    results: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory, or one seed's.
+
+    Raises:
+        UserError: it has no finished epoch, or a file is damaged.
+    """
+    home = path.parent if path.name.startswith("seed-") and not (path / CONFIG).exists() else path
+    seeds = [(part, read_history(part)) for part in sorted(path.glob("seed-*"), key=_number) or [path]]
+    config = read(home / CONFIG) if (home / CONFIG).exists() else None
+    summary = read_summary(home)
+    if summary is None:
+        return Run(path, home, seeds, config, [_so_far(*seed) for seed in seeds], None)
+    results = summary.get("seeds", [summary])
+    if path != home:
+        results = [result for result in results if result["seed"] == _number(path)]
+        summary = {
+            name: value for name, value in {**summary, **results[0]}.items() if name not in {"seeds", "ensemble"}
+        }
+    return Run(path, home, seeds, config, results, summary)
+
+
+def _number(directory: Path) -> int:
+    digits = directory.name.removeprefix("seed-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _so_far(directory: Path, rows: list[Row]) -> dict[str, Any]:
+    best = rows[best_epoch(rows) - 1]
+    seed = {"seed": _number(directory)} if directory.name.startswith("seed-") else {}
+    return {**seed, "epochs_run": len(rows), "best_epoch": best["epoch"], "val_accuracy": best["val_accuracy"]}
+
+
+def histories(runs: list[Run]) -> Histories:
+    """The rows of all runs and of all their seeds, each under the name it has in the legend.
+
+    Seeds of a run share its name, so that runs can be told apart; those of a single run have names of their own.
+    """
+    if len(runs) > 1:
+        return [(shown(run.path), rows) for run in runs for _, rows in run.seeds]
+    return [(shown(directory.name or directory), rows) for directory, rows in runs[0].seeds]
+
+
+def shown(path: Any) -> str:
+    """A path as text; what is no text in it becomes "?"."""
+    return str(path).encode(errors="replace").decode()
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, on one line."""
+    return f"{fraction:.2%}".replace("%", "\u00a0%")
+
+
+def interval(low: float, high: float) -> str:
+    """Two fractions, in percent."""
+    return f"{percent(low)} to {percent(high)}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, hours = round(seconds / 60), round(seconds / 3600, 1)
+    return f"{minutes} minutes" if minutes < 100 else f"{hours} hours"
+
+
+def day(run: Run) -> str:
+    """When the last epoch of a run ended."""
+    end = datetime.fromtimestamp(max(rows[-1]["time"] for _, rows in run.seeds), UTC)
+    return f"{end.day} {end:%B %Y, %H:%M} UTC"
+
+
+def arguments(config: Config) -> list[str]:
+    """The options that make `config` anew: the preset, and what differs from it; not where and how it is carried out.
+
+    The inverse of the command's `parse`.
+    """
+    current, preset = config.to_json(), PRESETS[config.preset].to_json()
+    names = [name for name in current if name not in CARRYING_OUT and current[name] != preset[name]]
+    if config.preset != "default":
+        names.insert(0, "preset")
+    return [part for name in names for part in (flag(name), str(current[name]))]
+
+
+def commands(run: Run, config: Config) -> Html:
+    """What to type to train as this run did: with its own file, and with options written out."""
+    ways = ["--config", str(run.home / CONFIG)], arguments(config)
+    lines = (join(("python -m mnist_flax.train", _options([*way, "--workdir", "runs/again"])), " ") for way in ways)
+    return join(lines, "\n")
+
+
+def _options(words: list[str]) -> Html:
+    """Options as on a command line, each on one line with its value."""
+    return join((element("span", shlex.join(pair)) for pair in zip(words[::2], words[1::2], strict=True)), " ")
+
+
+def seed_table(run: Run, num_test: int) -> Html:
+    """A row for each seed."""
+    rows = [
+        (
+            result["seed"],
+            f"{result['best_epoch']} of {result['epochs_run']}",
+            percent(result["val_accuracy"]),
+            *_tested(result, num_test),
+            result.get("stopped_because") or NOTHING,
+        )
+        for result in run.results
+    ]
+    head = ("seed", "best epoch", "selection accuracy", "test accuracy", "95 % interval", "test loss", "ended because")
+    return table(head, rows, "Every seed", "words")
+
+
+def _tested(result: dict[str, Any], num_test: int) -> tuple[str, str, str]:
+    if "test_accuracy" not in result:
+        return NOTHING, NOTHING, NOTHING
+    bounds = accuracy_interval(round(result["test_accuracy"] * num_test), num_test)
+    return percent(result["test_accuracy"]), interval(*bounds), f"{result['test_loss']:.4f}"
+
+
+def run_table(runs: list[Run]) -> Html:
+    """A row for each run."""
+    rows = []
+    for run in runs:
+        summary = run.summary or {}
+        epochs = max(result["epochs_run"] for result in run.results)
+        validation = sum(result["val_accuracy"] for result in run.results) / len(run.results)
+        test = percent(summary["test_accuracy"]) if summary else NOTHING
+        if "test_accuracy_std" in summary and len(run.results) > 1:
+            test += f" ± {100 * summary['test_accuracy_std']:.2f}"
+        seconds = sum(row.get("seconds", 0) for row in max((rows for _, rows in run.seeds), key=len))
+        options = _options(arguments(run.config)) if run.config else NOTHING
+        dataset = run.config.dataset if run.config else NOTHING
+        state = "" if run.summary else " so far"
+        rows.append(
+            (
+                run.path,
+                dataset,
+                len(run.results),
+                f"{epochs}{state}",
+                percent(validation),
+                test,
+                duration(seconds),
+                options,
+            )
+        )
+    head = ("run", "data set", "seeds", "epochs", "selection accuracy", "test accuracy", "time", "options")
+    return table(head, rows, "The runs", "words")
