@@ -175,7 +175,7 @@ def test_a_checkpoint_directory_stands_for_its_run(run, tmp_path, capsys):
         ("{", "is damaged"),
         ("", "has not finished an epoch"),
         ("3\n", "is damaged"),
-        (json.dumps({"epoch": 1}) + "\n", "is damaged .a row has no number for learning_rate"),
+        (json.dumps({"epoch": 1}) + "\n", "is damaged .it has no number for learning_rate"),
     ],
 )
 def test_what_is_no_run_is_refused(rows, reason, tmp_path):
