@@ -52,14 +52,18 @@ to {high:.2%}; loss {figures["loss"]:.4f}. Averaged over shifts of up to one pix
 
 ## Where it is weak
 
-It knows single, upright, centred, light digits on a dark ground, as MNIST draws them, and has never seen anything else:
-`Classifier.predict` names a digit for every image. Training with label smoothing makes its probabilities too low; the
-file therefore has a temperature, fitted on the held-out images, by which `mnist_flax.load()` divides the logits. And it
-has the classes' mean features and their common covariance, from which `Classifier.novelty` measures how unlike all
-training images an image is (`novelty.py`), in units within which 99.5 % of the held-out images lie: what is further off
-`python -m mnist_flax.predict` answers as "not like a digit". Much that resembles a digit, as many letters do, is named
-all the same; the last table says how much (`benchmarks/strangers.py` draws it). Measured by
-`python -m benchmarks.robustness` (accuracies in %, with 95 % intervals):
+It was trained on single, upright, centred, light digits on a dark ground, as MNIST draws them, and on nothing else.
+`Classifier.predict` names a digit for every image, whatever it shows.
+
+Training with label smoothing makes probabilities too low. The file therefore has a temperature, fitted on the held-out
+images, by which `mnist_flax.load()` divides the logits.
+
+The file also has what the out-of-distribution score (`Classifier.novelty`) is measured from: the classes' mean features
+and their common covariance. 99.5 % of the held-out images score at most 1; `python -m mnist_flax.predict` answers "not
+like a digit" above that. Many things that resemble a digit, such as letters, are named all the same: the last table
+says how many (`benchmarks/strangers.py` draws them).
+
+Measured by `python -m benchmarks.robustness` (accuracies in %, with 95 % intervals):
 
 {robustness.report(network, data_dir)}
 """
