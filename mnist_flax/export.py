@@ -19,7 +19,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_checkpoint()
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="--format pytorch: safetensors if the name ends in .safetensors, otherwise a file for torch.load",
+    )
     parser.add_json()
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """`python -m mnist_flax.import_weights`: the PyTorch original's weights as a file the other commands take."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = ArgumentParser(
         "import_weights",
-        "Convert the PyTorch original's state dict. Weights only: no code in the file is run.",
+        "Convert the PyTorch original's state dict: alone, or in a checkpoint beside other things, with or without "
+        "prefixes, of any precision. Weights only: no code in the file is run.",
         "best_model.pth --output imported.safetensors",
     )
-    parser.add_argument("state_dict", type=Path, help=".pth or .pt (needs PyTorch) or .safetensors")
+    parser.add_argument(
+        "state_dict", type=Path, help="a file by torch.save (needs PyTorch) or a safetensors file, whatever its name"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_json()
     options = parser.parse_args(arguments)
@@ -36,10 +40,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     options = parse(arguments)
-    from mnist_flax.inference import interop, weights
+    from mnist_flax.inference import interop, state_dicts, weights
 
+    state_dict = state_dicts.read(options.state_dict)
     try:
-        variables = interop.from_pytorch(interop.read_state_dict(options.state_dict))
+        variables = interop.from_pytorch(state_dict)
         weights.save(options.output, variables, {**CARD, "source": options.state_dict.name})
     except ValueError as error:
         raise UserError(f"{options.state_dict}: {error}") from error
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     show(
         options,
         {"output": str(options.output)},
-        f"{options.output}: try {program_name('evaluate')} {options.output}",
+        f"{options.output}: try {program_name('evaluate')} {shlex.quote(str(options.output))}",
     )
 
 

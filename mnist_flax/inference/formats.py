@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from mnist_flax import data
 from mnist_flax.errors import UserError, require
-from mnist_flax.inference import interop, weights
+from mnist_flax.inference import interop, state_dicts, weights
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
 
@@ -56,6 +56,8 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
+    except ValueError as error:  # what it read back is refused
+        raise UserError(f"the network cannot be written as {file_format}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return difference
@@ -67,19 +69,19 @@ def _write_safetensors(network: Classifier, path: Path) -> Run:
 
 
 def _write_pytorch(network: Classifier, path: Path) -> Run:
-    """The original's state dict: by `torch.save` for .pth and .pt, as safetensors otherwise."""
+    """The original's state dict: as safetensors if the name ends so, otherwise by `torch.save`."""
     counts = {f"{block}.1.num_batches_tracked": np.int64(network.card.get("step", 0)) for block in BLOCKS}
     state_dict = {**interop.to_pytorch(network.variables), **counts}
-    if path.suffix in {".pth", ".pt"}:
-        torch = require("torch", f"to write a {path.suffix} file (or name it .safetensors, which needs no PyTorch)")
-        file = io.BytesIO()  # given a path, it has errors of its own
-        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
-        path.write_bytes(file.getvalue())
-    else:
+    if path.suffix.lower() == ".safetensors":
         from safetensors.numpy import save
 
         path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in state_dict.items()}))
-    return logits_of(Classifier(interop.from_pytorch(interop.read_state_dict(path)), network.card))
+    else:
+        torch = require("torch", "to write what torch.load reads (a name that ends in .safetensors needs no PyTorch)")
+        file = io.BytesIO()  # given a path, it has errors of its own
+        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
+        path.write_bytes(file.getvalue())
+    return logits_of(Classifier(interop.from_pytorch(state_dicts.read(path)), network.card))
 
 
 def _write_stablehlo(network: Classifier, path: Path) -> Run:

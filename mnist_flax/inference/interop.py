@@ -1,14 +1,12 @@
 """Weights exchanged with the PyTorch original, by its state dict's names and layouts."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
 
-from mnist_flax.errors import UserError, require
 from mnist_flax.model import BLOCKS, variable_shapes
 
 # (PyTorch name inside the layer, Flax collection, Flax path inside the layer)
@@ -21,55 +19,83 @@ _BLOCK_ENTRIES = (
     ("1.running_var", "batch_stats", ("norm", "var")),
 )
 _FINAL_ENTRIES = (("weight", "params", ("kernel",)), ("bias", "params", ("bias",)))
+# Counters that PyTorch's BatchNorm and AveragedModel keep among the weights.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
 
 
-def _names() -> dict[str, tuple[str, ...]]:
+def names() -> dict[str, tuple[str, ...]]:
     """Every PyTorch name of the network with its Flax path, collection first."""
-    names = {}
+    paths = {}
     for layer, entries in [*((block, _BLOCK_ENTRIES) for block in BLOCKS), ("final_conv", _FINAL_ENTRIES)]:
         for torch_name, collection, path in entries:
             if torch_name == "0.bias" and layer != "channel_reduce":
                 continue  # BatchNorm makes a bias redundant; the reference keeps one in the 1×1 squeeze only
-            names[f"{layer}.{torch_name}"] = (collection, layer, *path)
-    return names
+            paths[f"{layer}.{torch_name}"] = (collection, layer, *path)
+    return paths
 
 
-def from_pytorch(state_dict: Mapping[str, ArrayLike]) -> dict[str, Any]:
+def from_pytorch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Flax variables `{"params", "batch_stats"}` from the original's state dict (tensors or arrays; OIHW kernels).
 
-    `num_batches_tracked` counters are ignored.
+    Numbers of any floating-point type become float32. Counters such as `num_batches_tracked` are ignored.
 
     Raises:
-        ValueError: an entry is missing, unknown or of the wrong shape; the message names it.
+        ValueError: an entry is missing, unknown, of the wrong shape, or its numbers cannot be a trained network's; the
+            message names it.
     """
-    names = _names()
-    given = {name for name in state_dict if not name.endswith("num_batches_tracked")}
-    if given != set(names):
-        missing, unknown = (_first(sorted(odd)) for odd in (set(names) - given, given - set(names)))
+    paths = names()
+    given = {name for name in state_dict if not _is_counter(name)}
+    if given != set(paths):
+        missing, unknown = (_first(odd) for odd in (set(paths) - given, given - set(paths)))
         raise ValueError(f"this state dict is not the reference network's: missing {missing}, unknown {unknown}")
     expected_shapes = _expected_shapes()
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, path in names.items():
-        value = np.array(state_dict[name], dtype=np.float32)
-        if value.ndim == 4:
-            value = value.transpose(2, 3, 1, 0)  # OIHW -> HWIO
-        if value.shape != expected_shapes[path]:
-            raise ValueError(f"{name}: shape {value.shape} in Flax's layout, expected {expected_shapes[path]}")
+    for name, path in paths.items():
+        value = _array(name, state_dict[name], expected_shapes[path])
         node = variables
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = value
+        node[path[-1]] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value  # OIHW -> HWIO
     return variables
 
 
-def _first(names: list[str]) -> str:
-    return f"{names[:3]}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+def _is_counter(name: Any) -> bool:
+    return str(name).rpartition(".")[-1] in _COUNTERS
+
+
+def _first(names: Collection[Any]) -> str:
+    shown = sorted(map(str, names))[:3]
+    return f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _array(name: str, value: Any, flax_shape: tuple[int, ...]) -> np.ndarray:
+    """An entry of a state dict as float32, in PyTorch's layout."""
+    expected = tuple(flax_shape[i] for i in (3, 2, 0, 1)) if len(flax_shape) == 4 else flax_shape
+    shape = tuple(getattr(value, "shape", ()))
+    if shape != expected:  # before it is copied: a tensor of stride 0 takes no space in a file, whatever its shape
+        raise ValueError(f"{name}: shape {shape}, expected {expected}")
+    try:
+        if hasattr(value, "is_floating_point"):  # a tensor, perhaps one that NumPy cannot hold, or on another device
+            value = value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
+        elif jnp.issubdtype(value.dtype, jnp.floating):
+            value = np.asarray(value).astype(np.float64)
+    except (TypeError, RuntimeError) as error:  # sparse, quantized or without content
+        raise ValueError(f"{name}: not a plain tensor") from error
+    if value.dtype != np.float64:
+        raise ValueError(f"{name}: numbers of type {value.dtype}, expected floating-point numbers")
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name}: some of its numbers are NaN or infinite")
+    if name.endswith("running_var") and (value < 0).any():
+        raise ValueError(f"{name}: a variance is negative")
+    return value
 
 
 def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The original's state dict, as NumPy arrays with OIHW kernels, from Flax variables. Inverse of `from_pytorch`."""
     state_dict = {}
-    for name, path in _names().items():
+    for name, path in names().items():
         value: Any = variables
         for key in path:
             value = value[key]
@@ -81,27 +107,3 @@ def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _expected_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(variable_shapes())
     return {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}
-
-
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """A PyTorch state dict from a .pth or .pt file (weights only: no code in it is run) or a safetensors file.
-
-    Raises:
-        UserError: it cannot be read as such.
-    """
-    if path.suffix in {".pth", ".pt"}:
-        torch = require("torch", f"to read {path.name}")
-        try:
-            loaded = torch.load(path, weights_only=True, map_location="cpu")
-            state_dict = loaded.get("model_state_dict", loaded)  # what the original's full checkpoints call it
-            return {name: value.numpy() for name, value in state_dict.items()}
-        except Exception as error:  # PyTorch's unpickler raises what the file makes it raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} cannot be read as a PyTorch state dict ({reason})") from error
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a safetensors file ({error})") from error

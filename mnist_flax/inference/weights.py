@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_bytes
-from mnist_flax.inference import novelty
+from mnist_flax.inference import novelty, torch_files
 from mnist_flax.inference.card import check
 from mnist_flax.model import NUM_CLASSES, variable_shapes
 
@@ -43,8 +43,11 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     from safetensors import SafetensorError, safe_open
 
     try:
+        torch_files.refuse_pytorch(path)
         with safe_open(path, framework="numpy") as file:
-            tensors: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
+            if any(name.endswith("final_conv.weight") for name in file.keys()):  # noqa: SIM118 - it is not a dictionary
+                raise UserError(torch_files.needs_import(path))
+            tensors: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             card = json.loads((file.metadata() or {}).get(_CARD, "null"))
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file ({error})") from error

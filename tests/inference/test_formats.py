@@ -23,12 +23,13 @@ def network(golden_weights, card):
         ("safetensors", "w.safetensors"),
         ("pytorch", "w.safetensors"),
         ("pytorch", "w.pth"),
+        ("pytorch", "w.ckpt"),
         ("stablehlo", "w.stablehlo"),
         ("onnx", "w.onnx"),
     ],
 )
 def test_written_files_agree(network, tmp_path, file_format, name):
-    if name == "w.pth":
+    if name in ("w.pth", "w.ckpt"):
         pytest.importorskip("torch")
     if file_format == "onnx":
         pytest.importorskip("onnxruntime")
@@ -97,6 +98,13 @@ def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="differ by"):
         formats.export(network, "stablehlo", tmp_path / "w")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("w", b"earlier")]
+
+
+def test_a_network_that_has_diverged_is_not_written_for_pytorch(network, tmp_path):
+    variables = jax.tree.map(lambda x: x * np.nan, network.variables)
+    with pytest.raises(UserError, match=r"cannot be written as pytorch: block1.0.weight: some of its numbers are NaN"):
+        formats.export(Classifier(variables, network.card), "pytorch", tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("file_format", ["safetensors", "pytorch", "stablehlo", "onnx"])
