@@ -1,6 +1,7 @@
 """`python -m mnist_flax.import_weights`: the PyTorch original's weights as a file the other commands take."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     show(
         options,
         {"output": str(options.output)},
-        f"{options.output}: try {program_name('evaluate')} {options.output}",
+        f"{options.output}: try {program_name('evaluate')} {shlex.quote(str(options.output))}",
     )
 
 
