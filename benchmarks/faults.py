@@ -95,7 +95,7 @@ def records(workdir: Path) -> dict[str, Any]:
     from mnist_flax.config import Config
     from mnist_flax.inference.weights import load_run
     from mnist_flax.step import Totals
-    from mnist_flax.training.checkpoint import Checkpoints, resumable
+    from mnist_flax.training.checkpoint import find, read, resumable
     from mnist_flax.training.programs import RUN_ONCE, create_state
     from mnist_flax.training.records import read_history
 
@@ -104,9 +104,7 @@ def records(workdir: Path) -> dict[str, Any]:
     create = functools.partial(create_state, config=config, total_steps=1)
     state = jax.jit(create, compiler_options=RUN_ONCE)(np.uint32(config.seed))
     like = jax.tree.map(lambda x: x[None], {"state": resumable(state), "totals": Totals.zero()})
-    checkpoints = Checkpoints(workdir / "last", read_only=True)
-    last, _ = checkpoints.restore(like) or ({}, {})
-    checkpoints.close()
+    last, _ = read(find(workdir / "last"), like)
     last["state"]["key"] = jax.random.key_data(last["state"]["key"])
     rows = read_history(workdir)
     events = EventAccumulator(str(workdir))
@@ -122,7 +120,7 @@ def records(workdir: Path) -> dict[str, Any]:
 
 def latest_step(workdir: Path) -> int:
     """The step a killed run will go on from."""
-    from mnist_flax.training.checkpoint import SUMS
+    from mnist_flax.training.sums import SUMS
 
     return max((int(path.parent.name) for path in workdir.glob(f"last/*/{SUMS}")), default=0)
 

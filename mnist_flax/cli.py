@@ -53,7 +53,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_checkpoint(self, *names: str) -> None:
         """The argument `checkpoint`, or an option of the `names` given: what `inference.classifier.load` takes."""
         options: dict[str, Any] = {} if names else {"nargs": "?"}
-        meaning = "run directory, its best directory, or safetensors file; default: the shipped weights"
+        meaning = "run directory, checkpoint in it, or safetensors file; default: the shipped weights"
         self.add_argument(*(names or ("checkpoint",)), type=Path, help=meaning, **options)
 
     def add_data_dir(self) -> None:

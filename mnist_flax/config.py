@@ -237,7 +237,7 @@ def read(path: Path) -> Config:
         UserError: there is none, or it is damaged.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8-sig"))  # editors may add a byte order mark
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import socket
 import threading
 import webbrowser
@@ -22,9 +23,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 to let others in; default: %(default)s"
     )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        type=_host_name,
+        metavar="NAME",
+        help="another name by which the page is reached, such as a proxy's; may be repeated",
+    )
     parser.add_argument("--port", type=int, help="default: 8000, or a free one if it is taken")
     parser.add_argument("--no-browser", action="store_true", help="open no browser")
     return parser.parse_args(arguments)
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a host name such as digits.example.org")
+    return text
 
 
 @command
@@ -43,7 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     name = str(options.checkpoint or "the shipped weights")
     with listen(options.host, options.port) as listener:
         own_name = socket.gethostname()
-        app = create_app(network, name, names=(options.host, own_name, f"{own_name}.local"))
+        app = create_app(
+            network, name, names=(options.host, own_name, f"{own_name}.local"), allowed_hosts=options.allowed_host
+        )
         host = own_name if options.host in ("0.0.0.0", "::") else options.host
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 

@@ -37,9 +37,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8-sig"))  # editors may add a byte order mark
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or pass --overwrite to start afresh") from error
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy") from error
     return value

@@ -30,10 +30,16 @@ def main(arguments: Sequence[str]) -> None:
     from mnist_flax.views.report import write_report
 
     use_compilation_cache()
-    # A run's checkpoint directory stands for the run, as it does for the other commands.
-    runs = [run.parent if run.name == "best" and not (run / "config.json").exists() else run for run in options.runs]
+    runs = [_run_of(path) for path in options.runs]
     page = write_report(runs, options.output or runs[0] / "report", options.data_dir)
     show(options, {"report": str(page)}, str(page))
+
+
+def _run_of(path: Path) -> Path:
+    """The run directory that a path means: a checkpoint, or a directory of them, stands for its run."""
+    if path.name.isdecimal() and path.parent.name in ("best", "last"):
+        path = path.parent
+    return path.parent if path.name in ("best", "last") and not (path / "config.json").exists() else path
 
 
 if __name__ == "__main__":

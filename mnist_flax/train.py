@@ -106,8 +106,8 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
 def _nothing_done(config: Config, summary: dict[str, Any]) -> str:
     return (
         f"{config.workdir} holds a finished run: test accuracy {summary['test_accuracy']:.2%} on {summary['dataset']} "
-        f"after {summary['epochs_run']} epochs. Nothing was done; choose another --workdir, or pass --overwrite to "
-        "train again."
+        f"after {summary['epochs_run']} epochs. Nothing was done: choose another --workdir to train again; --overwrite "
+        "would delete this run."
     )
 
 

@@ -277,7 +277,7 @@ def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
 
 
 def test_checkpoints_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
         load_run(tmp_path)
 
 

@@ -1,13 +1,13 @@
 """The four IDX files of a TFDS data set: found, fetched and verified by TFDS, decoded by NumPy. No TensorFlow.
 
+TFDS knows a file by the sum of its packed form. One that is unpacked or packed anew is known by its content (`idx`).
+
 TFDS knows each data set's URLs, checksums and class names and keeps its files in a data directory; none of that
 imports TensorFlow. Its record format would, and MNIST is 47 MB: decoded straight from the IDX files it is in memory
 within a second (`tfds.load` takes 25 s the first time).
 """
 
 import gzip
-import math
-import struct
 import tempfile
 import threading
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mnist_flax.data.examples import Examples
+from mnist_flax.data.idx import FILES, candidates, complaint, decode_idx, find, num_dimensions
 from mnist_flax.errors import UserError
 
 CONNECT_SECONDS = 8.0
@@ -30,23 +31,6 @@ class DataUnavailableError(UserError):
         self.reason = reason
 
 
-def decode_idx(data: bytes, num_dimensions: int) -> UInt8[np.ndarray, "..."]:
-    """Decode an uncompressed IDX file of unsigned bytes.
-
-    Raises:
-        ValueError: not such a file, or not the length its header announces.
-
-    Format: http://yann.lecun.com/exdb/mnist/
-    """
-    header = 4 + 4 * num_dimensions
-    if len(data) < header or data[:4] != bytes([0, 0, 0x08, num_dimensions]):
-        raise ValueError(f"not an IDX file of unsigned bytes with {num_dimensions} dimensions")
-    shape = struct.unpack(f">{num_dimensions}I", data[4:header])
-    if len(data) - header != math.prod(shape):
-        raise ValueError(f"its header announces {math.prod(shape)} bytes of data, it has {len(data) - header}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
 def load_tfds(name: str, data_dir: Path | None) -> tuple[tuple[str, ...], Examples, Examples]:
     """Class names, training and test examples of a data set that TFDS knows.
 
@@ -58,16 +42,35 @@ def load_tfds(name: str, data_dir: Path | None) -> tuple[tuple[str, ...], Exampl
     from tensorflow_datasets.core import constants
 
     builder_class: Any = tfds.builder_cls(name)
-    files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    urls = [f"{builder_class.URL}{file}-ubyte.gz" for file in files]
+    urls = {file: f"{builder_class.URL}{file}-ubyte.gz" for file in FILES}
+    url_infos = builder_class.url_infos
     root = Path(data_dir or constants.get_default_data_dir()).expanduser()
-    paths = fetch(name, urls, builder_class.url_infos, root)
-    arrays = [
-        decode_verified(path, builder_class.url_infos[url], num_dimensions=3 if "images" in url else 1)
-        for path, url in zip(paths, urls, strict=True)
-    ]
-    train, test = Examples(arrays[0], arrays[1].astype(np.int32)), Examples(arrays[2], arrays[3].astype(np.int32))
+    arrays = {}
+    for file, url in urls.items():
+        if not _is_listed(root, url_infos[url]) and (found := find(name, file, _folders(root))) is not None:
+            arrays[file] = found
+    others = [file for file in FILES if file not in arrays]
+    paths = fetch(name, [urls[file] for file in others], url_infos, root) if others else []
+    for file, path in zip(others, paths, strict=True):
+        arrays[file] = decode_verified(path, url_infos[urls[file]], num_dimensions(file))
+    train, test = (
+        Examples(arrays[f"{part}-images-idx3"], arrays[f"{part}-labels-idx1"].astype(np.int32))
+        for part in ("train", "t10k")
+    )
     return _class_names(builder_class, root), train, test
+
+
+def _folders(root: Path) -> tuple[Path, Path]:
+    """Where files may lie that the user has put there: TFDS's own place for them, and the data directory itself."""
+    return root / "downloads/manual", root
+
+
+def _is_listed(root: Path, url_info: Any) -> bool:
+    """Whether the user has put a file there just as TFDS lists it."""
+    from tensorflow_datasets.core.download import checksums
+
+    path = _folders(root)[0] / url_info.filename
+    return path.is_file() and checksums.compute_url_info(path) == url_info
 
 
 def _class_names(builder_class: Any, root: Path) -> tuple[str, ...]:
@@ -117,17 +120,25 @@ def fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) -> 
         paths: Any = manager.download(urls)
         return [Path(path) for path in paths]
     except NonMatchingChecksumError as error:
-        raise UserError(
-            f"{_offending_path(error)} is not {name}'s file: its SHA-256 differs from the one TFDS lists, so it is "
-            "corrupt, truncated or another dataset's; delete it and run again, or replace it"
-        ) from error
+        url, path = _offenders(error)
+        raise UserError(complaint(name, _file_of(url), path)) from error
     except (requests.RequestException, tfds.download.DownloadError, OSError) as error:
+        missing = [_file_of(url) for url in urls if not _is_listed(root, url_infos[url])]
+        unfit = [(file, path) for file in missing for path in candidates(file, _folders(root))]
+        if unfit:
+            raise UserError(f"{complaint(name, *unfit[0])} ({name} cannot be fetched: {error})") from error
         raise DataUnavailableError(f"{name} is not in {root} and cannot be fetched ({error})", ways_out) from error
 
 
-def _offending_path(error: Exception) -> str:
-    """The path in TFDS's message 'Artifact URL, downloaded to PATH, has wrong checksum'."""
-    return str(error).partition("downloaded to ")[2].partition(", has wrong")[0] or "a downloaded file"
+def _file_of(url: str) -> str:
+    """Which of `idx.FILES` a URL is of."""
+    return url.rpartition("/")[2].removesuffix("-ubyte.gz")
+
+
+def _offenders(error: Exception) -> tuple[str, Path]:
+    """URL and path in TFDS's message 'Artifact URL, downloaded to PATH, has wrong checksum'."""
+    url, _, rest = str(error).removeprefix("Artifact ").partition(", downloaded to ")
+    return url, Path(rest.partition(", has wrong checksum")[0])
 
 
 def require_connection(url: str) -> None:

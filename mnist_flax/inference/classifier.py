@@ -120,7 +120,9 @@ def _shift(images: UInt8[Array, "n h w"], down: int, right: int) -> UInt8[Array,
 
 
 def load(path: str | Path | None = None) -> Classifier:
-    """The classifier in a run directory, its `best` directory or a safetensors file; by default the shipped one.
+    """The classifier in a run directory, in a checkpoint of it or in a safetensors file; by default the shipped one.
+
+    Of a run it is the best network; `best/42` is that very checkpoint, and `last` the network as the run left it.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -129,7 +131,7 @@ def load(path: str | Path | None = None) -> Classifier:
         return Classifier(*weights.load(PRETRAINED))
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a run directory, its best directory or a safetensors file")
+        raise UserError(f"{path} does not exist; name a run directory, a checkpoint in it or a safetensors file")
     if path.is_dir():
         return Classifier(*weights.load_run(path))
     return Classifier(*weights.load(path))

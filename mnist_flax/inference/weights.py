@@ -1,4 +1,4 @@
-"""A trained network on disk: a safetensors file with its card in the header, or the best checkpoint of a run."""
+"""A trained network on disk: a safetensors file with its card in the header, or a checkpoint of a run."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ from mnist_flax.model import NUM_CLASSES, variable_shapes
 
 _CARD = "card"  # the header's one entry, as JSON
 _REFERENCE = "reference"
+_FIGURES = ("epoch", "val_accuracy", "val_loss")  # that a run has of an epoch
 
 
 def save(
@@ -68,29 +69,61 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
 
 
 def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables and card of a run's best checkpoint.
+    """Variables and card of a network that a run trained.
 
-    `directory` is a run directory or its `best` directory. Of a run of several seeds it is the network with the highest
-    validation accuracy (then the lowest validation loss).
+    `directory` is one of these:
+
+    - a run directory, or a `seed-N` in it: the best network. Of several seeds it is the one with the highest validation
+      accuracy (then the lowest validation loss);
+    - `best`, or a checkpoint in it such as `best/42`: the newest one there, or that very one;
+    - `last`, or a checkpoint in it: the run's best network as the run left it, with what it learned after its best
+      epoch. Its card has no temperature, and no accuracy if that is from within an epoch.
 
     Raises:
-        UserError: there is no checkpoint, or it does not fit the network.
+        UserError: there is no checkpoint, it is damaged, or it does not fit the network.
     """
-    candidates = [best for best in (directory / "best", *directory.glob("seed-*/best")) if best.is_dir()]
-    if not candidates and directory.name != "best":
-        raise UserError(f"{directory} holds no checkpoint ({directory / 'best'} does not exist)")
-    found = [_load_checkpoint(best) for best in candidates or [directory]]
+    from mnist_flax.training.run_directory import seed_directories
+
+    bests = [run / "best" for run in (directory, *seed_directories(directory)) if (run / "best").is_dir()]
+    if not bests:
+        return _load_checkpoint(directory)
+    try:
+        found = [_load_checkpoint(best) for best in bests]
+    except UserError as error:
+        raise UserError(f"{error}{'; or name the directory of another seed' if len(bests) > 1 else ''}") from error
     return max(found, key=lambda loaded: (loaded[1]["val_accuracy"], -loaded[1]["val_loss"]))
 
 
-def _load_checkpoint(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    from mnist_flax.training.checkpoint import Checkpoints  # with Orbax, which takes a second to import
+def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables and card of a checkpoint, or of the newest in a directory of checkpoints."""
+    from mnist_flax.training.checkpoint import find, read, read_metadata  # with Orbax, which takes a second to import
 
-    checkpoints = Checkpoints(best, read_only=True)
+    checkpoint = find(directory)
+    metadata = read_metadata(checkpoint)
+    if isinstance(metadata, dict) and "histories" in metadata:
+        return _load_training_state(checkpoint, metadata["histories"])
+    variables, card = read(checkpoint, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variable_shapes()))
+    return variables, check(card, checkpoint, required=("val_accuracy", "val_loss"))
+
+
+def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables and card of a checkpoint in `last`: the card of the run's best network, with its own figures."""
+    from mnist_flax.training.checkpoint import read_arrays
+
     try:
-        restored = checkpoints.restore(like=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variable_shapes()))
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise UserError(f"{best} holds no finished checkpoint")
-    return restored[0], check(restored[1], best, required=("val_accuracy", "val_loss"))
+        _, best = load_run(checkpoint.absolute().parents[1])
+    except UserError as error:
+        raise UserError(f"{checkpoint} is of use only beside the run's best checkpoint: {error}") from error
+    shapes = variable_shapes()
+    state = read_arrays(checkpoint, {"state": {**shapes, "step": 0}})["state"]
+    try:
+        replica = best["seed"] - best["config"]["seed"]
+        step, variables = jax.tree.map(lambda x: x[replica], (state.pop("step"), state))
+        figures = {row["step"]: {name: row[name] for name in _FIGURES} for row in histories[replica]}.get(step, {})
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{checkpoint} and the run's best checkpoint do not belong together") from error
+    ours, expected = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (variables, shapes))
+    if ours != expected:
+        raise UserError(f"{checkpoint} does not hold this network")
+    card = {name: value for name, value in best.items() if name not in {*_FIGURES, "temperature"}}
+    return variables, check({**card, "step": int(step), **figures}, checkpoint)

@@ -6,9 +6,9 @@ The newest two are kept: a run that was killed while it wrote one, or finds the 
 """
 
 import errno
-import hashlib
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -17,43 +17,42 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_text
 from mnist_flax.step import TrainState
 from mnist_flax.training.mesh import wait_for_all
+from mnist_flax.training.sums import SUMS, checksums, is_sound
 
 KEEP = 2
 SLACK = 250_000  # bytes, more than a checkpoint's own records take
 _KNOWN = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG
-SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+_DAMAGE = "its files are not those that were saved"
 
 
 class Checkpoints:
     """A directory of checkpoints, numbered by step. Each has arrays (`state`) and a JSON object (`metadata`).
 
-    The run that owns the directory puts it in order when it opens it: unfinished checkpoints are deleted, damaged ones
-    are renamed to `damaged-STEP`. Others open it `read_only` and change nothing. Damage is reported by a warning.
+    This is for the run that owns the directory, and puts it in order: unfinished checkpoints are deleted, damaged ones
+    are renamed to `damaged-STEP`, with a warning. Others use `find` and `read`, which change nothing.
     """
 
-    def __init__(self, directory: Path, read_only: bool = False) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         with _explained(f"cannot use {directory} for checkpoints"):
-            if not read_only:
-                if jax.process_index() == 0:
-                    _put_in_order(directory)
-                wait_for_all(f"{directory} is in order")
+            if jax.process_index() == 0:
+                _put_in_order(directory)
+            wait_for_all(f"{directory} is in order")
             # The main process has verified what is left; the others need not read it again.
-            finished = [int(path.name) for path in _numbered(directory)]
-            self._sound, self._damaged = _inspect(directory) if read_only else (finished, [])
-            self._manager = None if read_only else ocp.CheckpointManager(directory.absolute())
+            self._sound = [int(path.name) for path in _numbered(directory)]
+            self._manager = ocp.CheckpointManager(directory.absolute())
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Write a checkpoint; returns when it is complete on disk."""
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
         path = self.directory / str(step)
-        assert self._manager is not None
         with _explained(f"cannot write a checkpoint to {self.directory}"):
             # If the disk is full half-way, TensorStore's threads print tracebacks that cannot be caught: ask first.
             if shutil.disk_usage(self.directory).free < 2 * sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK:
@@ -75,17 +74,11 @@ class Checkpoints:
             UserError: all checkpoints are damaged, or the newest sound one does not fit `like`.
         """
         step = self.latest_step()
-        if step is None:
-            if self._damaged or any(self.directory.glob("damaged-*")):
-                raise UserError(f"{self.directory} holds only damaged checkpoints; train again, with --overwrite")
-            return None
-        path = self.directory.absolute() / str(step)
-        with (
-            _explained(f"cannot read {self.directory / str(step)}"),
-            ocp.StandardCheckpointer() as arrays,
-            ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json,
-        ):
-            return arrays.restore(path / "state", like), json.restore(path / "metadata")
+        if step is not None:
+            return read(self.directory / str(step), like)
+        if any(self.directory.glob("damaged-*")):
+            raise none_left(self.directory)
+        return None
 
     def latest_step(self) -> int | None:
         """Number of the newest sound checkpoint."""
@@ -98,7 +91,6 @@ class Checkpoints:
 
     def _discard(self, step: int) -> None:
         """Delete a checkpoint, its sums first: if that is interrupted, the rest looks unfinished, not damaged."""
-        assert self._manager is not None
         with _explained(f"cannot delete {self.directory / str(step)}"):
             if jax.process_index() == 0:
                 (self.directory / str(step) / SUMS).unlink(missing_ok=True)
@@ -107,49 +99,93 @@ class Checkpoints:
 
     def close(self) -> None:
         """Release Orbax's threads."""
-        if self._manager is not None:
-            self._manager.close()
+        self._manager.close()
 
 
-def _numbered(directory: Path) -> list[Path]:
-    return sorted((path for path in directory.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
+def find(directory: Path) -> Path:
+    """The newest sound checkpoint in a directory of checkpoints; or `directory` itself, if it is a checkpoint.
+
+    Warns of newer ones that are damaged.
+
+    Raises:
+        UserError: there is none, or only damaged ones.
+    """
+    with _explained(f"cannot use {directory} for checkpoints"):
+        if (directory / SUMS).exists():
+            if not is_sound(directory):
+                raise UserError(
+                    f"{directory} is damaged ({_DAMAGE}): restore it from a copy, or use another checkpoint"
+                )
+            return directory
+        finished = [path for path in _numbered(directory) if (path / SUMS).exists()]
+        for path in reversed(finished):
+            if is_sound(path):
+                return path
+            _warn(path, "passed over")
+        if finished or any(directory.glob("damaged-*")):
+            raise none_left(directory)
+        raise UserError(f"{directory} holds no finished checkpoint")
 
 
-def checksums(checkpoint: Path) -> str:
-    """The content of a checkpoint's `SHA256SUMS`: a line `digest  path` for each file."""
-    files = sorted(path for path in checkpoint.rglob("[!.]*") if path.is_file() and path.name != SUMS)
-    return "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(checkpoint).as_posix()}\n"
-        for path in files
+def read(checkpoint: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Arrays and metadata of a sound checkpoint, the arrays placed like those of `like`.
+
+    Raises:
+        UserError: it cannot be read, or does not fit `like`.
+    """
+    with _explained(f"cannot read {checkpoint}"), ocp.StandardCheckpointer() as arrays:
+        return arrays.restore(checkpoint.absolute() / "state", like), read_metadata(checkpoint)
+
+
+def read_metadata(checkpoint: Path) -> Any:
+    """The metadata of a sound checkpoint.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with _explained(f"cannot read {checkpoint}"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json:
+        return json.restore(checkpoint.absolute() / "metadata")
+
+
+def read_arrays(checkpoint: Path, names: Any) -> Any:
+    """Some arrays of a sound checkpoint, whatever their shapes: those at the leaves of the tree `names`.
+
+    Raises:
+        UserError: it cannot be read, or lacks some of them.
+    """
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+    some = ocp.args.PyTreeRestore(item=names, restore_args=as_numpy, partial_restore=True)
+    with _explained(f"cannot read {checkpoint}"), ocp.PyTreeCheckpointer() as arrays:
+        return arrays.restore(checkpoint.absolute() / "state", args=some)
+
+
+def none_left(directory: Path) -> UserError:
+    """The error of a directory without a sound checkpoint. What else the run holds may be sound: nothing is deleted."""
+    return UserError(
+        f"{directory} has no sound checkpoint left: restore one of them from a copy, or train into a new --workdir"
     )
 
 
-def _is_sound(checkpoint: Path) -> bool:
-    return (checkpoint / SUMS).read_bytes() == checksums(checkpoint).encode()
+def _numbered(directory: Path) -> list[Path]:
+    """The folders that have a number for a name, as Orbax writes it; other files and folders are somebody else's."""
+    found = [path for path in directory.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _put_in_order(directory: Path) -> None:
-    for path in [*directory.glob("*.orbax-checkpoint-tmp*"), *_numbered(directory)]:
+    unfinished = [path for path in directory.glob("*.orbax-checkpoint-tmp*") if path.is_dir()]
+    for path in [*unfinished, *_numbered(directory)]:
         if not (path / SUMS).exists():
             shutil.rmtree(path)
-        elif not _is_sound(path):
+        elif not is_sound(path):
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             _warn(path, f"set aside as {aside.name}")
 
 
-def _inspect(directory: Path) -> tuple[list[int], list[int]]:
-    """Numbers of the finished checkpoints: those that are sound, in order, and those that are not."""
-    finished = [path for path in _numbered(directory) if (path / SUMS).exists()]
-    damaged = [path for path in finished if not _is_sound(path)]
-    for path in damaged:
-        _warn(path, "passed over")
-    return [int(path.name) for path in finished if path not in damaged], [int(path.name) for path in damaged]
-
-
 def _warn(checkpoint: Path, what_now: str) -> None:
-    warnings.warn(f"{checkpoint} is damaged (its files are not those that were saved) and {what_now}", stacklevel=2)
+    warnings.warn(f"{checkpoint} is damaged ({_DAMAGE}) and {what_now}", stacklevel=2)
 
 
 @contextmanager
@@ -164,6 +200,8 @@ def _explained(what: str) -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         known = next((text for text in map(os.strerror, _KNOWN) if text in reason), None)

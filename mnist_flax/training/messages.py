@@ -1,5 +1,6 @@
 """What a run says: sentences made from its records, and the console that prints them beside a progress bar."""
 
+import shlex
 import sys
 from typing import Any
 
@@ -83,7 +84,7 @@ def closing(run: Run, summary: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"Time           {summary['train_seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s",
-        f"Curves         tensorboard --logdir {run.config.workdir}",
+        f"Curves         {shlex.join(['tensorboard', '--logdir', str(run.config.workdir)])}",
     ]
 
 

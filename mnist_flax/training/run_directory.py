@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from mnist_flax.files import read_json, write_json
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 # What a run writes; `--overwrite` deletes these and nothing else.
-OWN_FILES = (
-    *(CONFIG, "metrics.jsonl", SUMMARY, "best", "last", "hparams", "report"),
-    *("events.out.tfevents.*", "seed-[0-9]*"),
-)
+OWN_FILES = (CONFIG, "metrics.jsonl", SUMMARY, "best", "last", "hparams", "report", "events.out.tfevents.*")
+
+
+def seed_directories(workdir: Path) -> list[Path]:
+    """The directories of the seeds of a run of several, in order. A folder with a name like "seed-3 (copy)" is none."""
+    found = [path for path in workdir.glob("seed-*") if re.fullmatch("seed-[0-9]+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
 def require_writable(workdir: Path) -> None:
@@ -78,13 +82,13 @@ def refuse_changes(stored: dict[str, Any], config: Config) -> None:
     if changed:
         raise UserError(
             f"{config.workdir} belongs to a run with another configuration ({'; '.join(changed)}): repeat that run's "
-            "options to resume it, choose another --workdir, or pass --overwrite to delete it and start afresh"
+            "options to resume it, or choose another --workdir; --overwrite would delete it"
         )
 
 
 def _delete_run(workdir: Path) -> None:
     """Delete what a run writes, and nothing else that may lie there."""
-    for path in [path for pattern in OWN_FILES for path in workdir.glob(pattern)]:
+    for path in [*(path for pattern in OWN_FILES for path in workdir.glob(pattern)), *seed_directories(workdir)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnist_flax.errors import UserError
 from mnist_flax.files import write_json
 from mnist_flax.step import Totals
-from mnist_flax.training.checkpoint import Checkpoints, resumable
+from mnist_flax.training.checkpoint import Checkpoints, none_left, resumable
 from mnist_flax.training.mesh import to_host
 from mnist_flax.training.records import TensorBoard, write_history
 from mnist_flax.training.run import Progress, Run, of_replica
@@ -84,7 +83,7 @@ class RunFiles:
         for best in self.best:
             restored = best.restore(like=like)
             if restored is None:
-                raise UserError(f"{best.directory} has lost its checkpoints; pass --overwrite to train again")
+                raise none_left(best.directory)
             variables.append(restored[0])
             cards.append(restored[1])
         return jax.tree.map(lambda *leaves: np.stack(leaves), *variables), cards
@@ -117,7 +116,7 @@ def _mark_lost(history: list[Row], best: Checkpoints) -> None:
     """
     kept = best.latest_step()
     if kept is None:
-        raise UserError(f"{best.directory} has no sound checkpoint left; train again, with --overwrite")
+        raise none_left(best.directory)
     if history[best_epoch(history) - 1]["step"] != kept:
         for row in history:
             if row["step"] > kept:

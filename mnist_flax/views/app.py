@@ -7,6 +7,7 @@ import asyncio
 import base64
 import concurrent.futures
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,12 @@ def describe(network: Classifier) -> str:
 
 
 def create_app(
-    network: Classifier, name: str = "the shipped weights", *, names: tuple[str, ...] = (), rate: float = RATE
+    network: Classifier,
+    name: str = "the shipped weights",
+    *,
+    names: Iterable[str] = (),
+    allowed_hosts: Iterable[str] = (),
+    rate: float = RATE,
 ) -> Any:
     """The page and its server as an ASGI application, compiled and warm.
 
@@ -77,6 +83,7 @@ def create_app(
         network: the network that is asked.
         name: what the page calls it.
         names: host names of this server, apart from `localhost`.
+        allowed_hosts: other names by which the page is reached, such as that of a proxy in front of the server.
         rate: how many predictions a second it answers.
     """
     from starlette.applications import Starlette
@@ -112,7 +119,7 @@ def create_app(
         Route("/{file:path}", page),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: failed})
-    return Guard(app, frozenset({"localhost", *(name.lower() for name in names)}))
+    return Guard(app, frozenset({"localhost", *map(str.lower, names)}), frozenset(map(str.lower, allowed_hosts)))
 
 
 def _model(network: Classifier, name: str, contents: dict[str, bytes]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mnist_flax.config import CARRYING_OUT, PRESETS, Config, flag, read
 from mnist_flax.inference.metrics import accuracy_interval
 from mnist_flax.training.records import read_history, read_summary
-from mnist_flax.training.run_directory import CONFIG
+from mnist_flax.training.run_directory import CONFIG, seed_directories
 from mnist_flax.training.selection import Row, best_epoch
 from mnist_flax.views.charts import Histories
 from mnist_flax.views.html import Html, element, join, table
@@ -42,7 +42,7 @@ def read_run(path: Path) -> Run:
         UserError: it has no finished epoch, or a file is damaged.
     """
     home = path.parent if path.name.startswith("seed-") and not (path / CONFIG).exists() else path
-    seeds = [(part, read_history(part)) for part in sorted(path.glob("seed-*"), key=_number) or [path]]
+    seeds = [(part, read_history(part)) for part in seed_directories(path) or [path]]
     config = read(home / CONFIG) if (home / CONFIG).exists() else None
     summary = read_summary(home)
     if summary is None:

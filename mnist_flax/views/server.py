@@ -20,6 +20,8 @@ MAX_BYTES = 10_000_000  # of a request; the page's own drawings have a few kB, b
 MAX_CONNECTIONS = 256
 SECONDS = 10.0  # in which a request's head must arrive, and then its body
 
+_WAY_OUT = "if it is to be reached by another name, start it with --allowed-host NAME"
+
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -43,11 +45,23 @@ def is_known(host: str, names: frozenset[str]) -> bool:
         return False
 
 
+def is_own(origin: str, host: str, allowed_hosts: frozenset[str]) -> bool:
+    """Whether an Origin header is that of this server's own page, which the Host header or `allowed_hosts` name.
+
+    A proxy may speak HTTPS to the browser. It passes the Host header on, without the port or not, or sets another.
+    """
+    try:
+        url = urllib.parse.urlsplit(origin)
+        return url.scheme in ("http", "https") and (url.netloc == host or url.hostname in allowed_hosts)
+    except ValueError:
+        return False
+
+
 class Guard:
     """Refuses requests of other origins, and adds `HEADERS` to every answer."""
 
-    def __init__(self, app: Any, names: frozenset[str]) -> None:
-        self.app, self.names = app, names
+    def __init__(self, app: Any, names: frozenset[str], allowed_hosts: frozenset[str]) -> None:
+        self.app, self.names, self.allowed_hosts = app, names | allowed_hosts, allowed_hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Called by the server."""
@@ -61,9 +75,9 @@ class Guard:
         headers, app = Headers(scope=scope), self.app
         host, origin = headers.get("host", ""), headers.get("origin")
         if not is_known(host, self.names):
-            app = refusal(403, "This server answers to addresses and its own name only, not to the name asked for.")
-        elif origin not in (None, f"http://{host}"):
-            app = refusal(403, "This server answers its own page only, not those of other origins.")
+            app = refusal(403, f"This server answers to addresses and its own name only; {_WAY_OUT}.")
+        elif origin is not None and not is_own(origin, host, self.allowed_hosts):
+            app = refusal(403, f"This server answers its own page only, not those of other origins; {_WAY_OUT}.")
         await app(scope, receive, send_with_headers)
 
 

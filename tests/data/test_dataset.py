@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mnist_flax import data
-from mnist_flax.data import tfds_files
+from mnist_flax.data import idx, tfds_files
 from mnist_flax.data.examples import stratified_choice
 from mnist_flax.errors import UserError
 
@@ -23,13 +23,13 @@ def encode_idx(array):
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=3)))
 def test_idx_round_trip(array):
-    np.testing.assert_array_equal(tfds_files.decode_idx(encode_idx(array), array.ndim), array)
+    np.testing.assert_array_equal(idx.decode_idx(encode_idx(array), array.ndim), array)
 
 
 @given(st.binary(max_size=200), st.integers(1, 3))
 def test_fuzz_idx_files(garbage, num_dimensions):
     with pytest.raises(ValueError, match=r"not an IDX file|header announces"):
-        tfds_files.decode_idx(b"\x00\x00\x08" + bytes([num_dimensions]) + garbage + b"\x00", num_dimensions)
+        idx.decode_idx(b"\x00\x00\x08" + bytes([num_dimensions]) + garbage + b"\x00", num_dimensions)
 
 
 @given(
@@ -112,14 +112,117 @@ def test_a_damaged_file_is_an_error_that_names_it(copied, damage, dataset):
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes({"truncated": content[:1000], "emptied": b"", "bit-flipped": content, "not gzip": b"x"}[damage])
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is not mnist's file.*delete it") as raised:
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is not mnist's file.*replace it") as raised:
         data.load(dataset, copied, None)
     assert not isinstance(raised.value, data.DataUnavailableError)
 
 
 def test_another_datasets_files_are_refused(mnist_dir):
-    with pytest.raises(UserError, match="is not fashion_mnist's file"):
+    with pytest.raises(UserError, match="is not fashion_mnist's file: it is mnist's"):
         data.load("fashion_mnist", mnist_dir, None)
+
+
+def unpack(path, name):
+    """Replace a packed file by what is in it, in a file of that name."""
+    content = gzip.decompress(path.read_bytes())
+    path.unlink()
+    return path.parent / name, content
+
+
+PACKINGS = {
+    "unpacked": ("t10k-images-idx3-ubyte", lambda content: content),
+    "unpacked, other name": ("t10k-images.idx3-ubyte", lambda content: content),
+    "unpacked, packed name": ("t10k-images-idx3-ubyte.gz", lambda content: content),
+    "packed anew": ("t10k-images-idx3-ubyte.gz", lambda content: gzip.compress(content, 1)),
+    "packed anew, other name": ("t10k-images.idx3-ubyte.gz", gzip.compress),
+    "packed, unpacked name": ("t10k-images-idx3-ubyte", gzip.compress),
+    "in the data directory": ("../../t10k-images-idx3-ubyte", lambda content: content),
+    "as listed, in the data directory": ("../../t10k-images-idx3-ubyte.gz", None),
+}
+
+
+def test_a_folder_of_unpacked_files_is_enough_and_left_as_it_is(mnist_dir, tmp_path):
+    for file in idx.FILES:
+        path = mnist_dir / f"downloads/manual/{file}-ubyte.gz"
+        (tmp_path / f"{file}-ubyte").write_bytes(gzip.decompress(path.read_bytes()))
+    assert len(data.load("mnist", tmp_path, None).train.labels) == 55_000
+    assert {path.name for path in tmp_path.iterdir()} == {f"{file}-ubyte" for file in idx.FILES}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_file_is_known_by_its_content(copied, mnist_dir, packing, monkeypatch):
+    monkeypatch.setattr(tfds_files, "require_connection", refuse)
+    name, pack = PACKINGS[packing]
+    listed = copied / "downloads/manual/t10k-images-idx3-ubyte.gz"
+    if pack:
+        path, content = unpack(listed, name)
+        path.write_bytes(pack(content))
+    else:
+        listed.rename(listed.parent / name)
+    ours, expected = (data.load("mnist", directory, 0).test.images for directory in (copied, mnist_dir))
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_the_table_of_contents_is_that_of_the_listed_files(mnist_dir):
+    folder = mnist_dir / "downloads/manual"
+    for file in idx.FILES:
+        assert idx.find("mnist", file, [folder]) is not None
+    assert idx.find("mnist", "t10k-images-idx3", [folder.parent]) is None
+    assert idx.find("kmnist", "t10k-images-idx3", [folder]) is None
+
+
+WRONG = {
+    "flipped": (lambda content: content[:-1] + b"\1", "its content is another"),
+    "other images": (lambda content: content[:16] + bytes(len(content) - 16), "its content is another"),
+    "cut off": (lambda content: content[:5000], "its header announces 10000 bytes of data, it has 4992"),
+    "text": (lambda content: b"<html>", "it is not an IDX file"),
+    "empty": (lambda content: b"", "it is not an IDX file"),
+    "packed and cut off": (lambda content: gzip.compress(content)[:-9], "it is damaged: Compressed file ended"),
+    "packed and flipped": (lambda content: gzip.compress(content)[:-5] + bytes(5), "it is damaged: CRC check failed"),
+    "packed and broken": (lambda content: gzip.compress(content)[:10] + b"\xff" * 80, "it is damaged: Error -3"),
+    "huge": (lambda content: gzip.compress(bytes(60_000_000)), "it has more than 50,000,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("dataset", ["mnist", "auto"])
+def test_an_unpacked_file_with_other_content_is_an_error_that_says_so(copied, dataset, wrong, monkeypatch):
+    monkeypatch.setattr(tfds_files, "require_connection", refuse)
+    change, what = WRONG[wrong]
+    path, content = unpack(copied / "downloads/manual/t10k-labels-idx1-ubyte.gz", "t10k-labels.idx1-ubyte")
+    path.write_bytes(change(content))
+    with pytest.raises(UserError) as raised:
+        data.load(dataset, copied, None)
+    assert f"{path} is not mnist's file: {what}" in str(raised.value)
+    assert "replace it, or move it away and run again" in str(raised.value)
+    assert "no network" in str(raised.value)
+    assert not isinstance(raised.value, data.DataUnavailableError)
+
+
+def test_files_that_were_exchanged_are_named(copied, monkeypatch):
+    monkeypatch.setattr(tfds_files, "require_connection", refuse)
+    folder = copied / "downloads/manual"
+    (folder / "t10k-images-idx3-ubyte.gz").unlink()
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes((folder / "train-images-idx3-ubyte.gz").read_bytes())
+    with pytest.raises(
+        UserError, match=r"t10k-images-idx3-ubyte.gz is not mnist's file: it is mnist's train-images-idx3"
+    ):
+        data.load("mnist", copied, None)
+
+
+def test_files_whose_content_is_not_known_must_be_as_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_files, "require_connection", refuse)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(encode_idx(np.zeros((2, 28, 28), np.uint8)))
+    with pytest.raises(UserError, match="is not kmnist's file: it is not packed as TFDS lists it"):
+        data.load("kmnist", tmp_path, None)
+
+
+@given(st.binary(max_size=300), st.sampled_from(idx.FILES), st.booleans())
+def test_fuzz_files_in_the_data_directory(tmp_path_factory, content, file, packed):
+    path = tmp_path_factory.getbasetemp() / f"{file}-ubyte"
+    path.write_bytes(gzip.compress(content)[: len(content)] if packed else content)
+    assert idx.find("mnist", file, [path.parent]) is None
+    assert idx.complaint("mnist", file, path).startswith(f"{path} is not mnist's file: it")
 
 
 def test_a_file_damaged_in_tfds_cache_is_found_out(tmp_path):

@@ -23,6 +23,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 import mnist_flax
+from mnist_flax import demo
 from mnist_flax.errors import UserError
 from mnist_flax.model import BLOCKS
 from mnist_flax.reading import judge
@@ -184,6 +185,63 @@ def test_its_own_page_may_ask_by_any_of_its_names(port):
         headers = PNG | {"Host": host, "Origin": f"http://{host}"}
         assert ask(port, body=THREE.read_bytes(), headers=headers)[0] == 200
     assert server.is_known("classroom.local:80", frozenset({"classroom.local"}))
+
+
+@pytest.fixture(scope="module")
+def proxied(network):
+    with serving(app.create_app(network, allowed_hosts=["Digits.example.org"])) as port:
+        yield port
+
+
+NAMED = "digits.example.org"
+BEHIND_A_PROXY = [  # Host and Origin as they arrive, and whether the request is answered
+    (NAMED, None, True),
+    (NAMED, f"https://{NAMED}", True),
+    (NAMED, f"http://{NAMED}", True),
+    (f"{NAMED}:8443", f"https://{NAMED}:8443", True),
+    (NAMED, f"https://{NAMED}:8443", True),  # the proxy leaves the port out
+    ("127.0.0.1:8000", f"https://{NAMED}", True),  # the proxy asks by the address it knows
+    ("127.0.0.1:8000", "https://127.0.0.1:8000", True),
+    (NAMED, "https://evil.example", False),
+    (NAMED, f"https://{NAMED}.evil.example", False),
+    (NAMED, f"https://evil.example/{NAMED}", False),
+    (NAMED, f"ftp://{NAMED}", False),
+    (NAMED, "null", False),
+    (NAMED, "http://[", False),
+    (f"www.{NAMED}", None, False),
+    ("evil.example", f"https://{NAMED}", False),
+    ("127.0.0.1:8000", "https://evil.example", False),
+]
+
+
+@pytest.mark.parametrize(("host", "origin", "answered"), BEHIND_A_PROXY)
+def test_behind_a_proxy_it_answers_by_the_names_allowed(proxied, host, origin, answered):
+    headers = PNG | {"Host": host} | ({"Origin": origin} if origin else {})
+    status, _, content = ask(proxied, body=THREE.read_bytes(), headers=headers)
+    assert status == (200 if answered else 403)
+    if not answered:
+        assert "start it with --allowed-host NAME." in json.loads(content)["error"]
+
+
+def test_what_a_proxy_says_of_the_client_changes_nothing(port):
+    forwarded = {"X-Forwarded-Host": "localhost", "Forwarded": "host=localhost", "X-Forwarded-Proto": "https"}
+    status, sentence = refusal(port, body=THREE.read_bytes(), headers=PNG | {"Host": "evil.example"} | forwarded)
+    assert status == 403
+    assert "start it with --allowed-host NAME" in sentence
+
+
+@pytest.mark.parametrize(
+    "name", ["https://digits.example.org", "digits.example.org:443", "*", "", "a b", ".org", "a/b"]
+)
+def test_an_allowed_host_is_a_name(name):
+    assert demo.parse(["--allowed-host", "a", "--allowed-host", "b.example.org"]).allowed_host == ["a", "b.example.org"]
+    with pytest.raises(UserError, match=r"is not a host name such as digits\.example\.org"):
+        demo.parse(["--allowed-host", name])
+
+
+@given(st.text(max_size=40) | st.from_regex(r"(https?://)?[\w.\-:\[\]@%]{0,20}", fullmatch=True))
+def test_no_origin_is_own_but_the_hosts_and_the_names_allowed(origin):
+    assert not server.is_own(origin, "localhost:8000", frozenset()) or origin.endswith("://localhost:8000")
 
 
 @given(st.one_of(st.text(max_size=40), st.from_regex(r"(https?://)?[\w.\-:\[\]@%]{0,20}", fullmatch=True)))
