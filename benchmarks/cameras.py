@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.paper import BLACK, WHITE, Canvas, Colour, Random, Step, clouds, inked, lit, places
+from benchmarks.paper import BLACK, WHITE, Canvas, Colour, Random, Step, clouds, inked, lit, places, speckle
 
 
 def phone(rng: Random, canvas: Canvas) -> Canvas:
     """A telephone's camera: a little blur, noise, exposure and a tint."""
     blur, noise = rng.uniform(0.4, 1.0), rng.uniform(0.006, 0.018)
     image = ndimage.gaussian_filter(canvas, (blur, blur, 0)) * np.float32(
-        rng.uniform(0.97, 1.03, 3) * rng.uniform(0.88, 1)
+        rng.uniform(0.98, 1.02, 3) * rng.uniform(0.88, 1)
     )
-    return (image + noise * rng.standard_normal((*canvas.shape[:2], 1)).astype(np.float32)).clip(0, 1)
+    return (image + noise * speckle(rng, canvas.shape[:2])[..., None]).clip(0, 1)
 
 
 def turned(degrees: float, share: float = 1.0) -> Step:

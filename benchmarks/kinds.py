@@ -53,6 +53,7 @@ PAPERS: dict[str, Kind] = {
     "graph paper, dark, pencil": picture(tool=PENCIL, under=(ruled(DARK_BLUE, **GRAPH),)),
     "dotted paper, pen": picture(under=(paper.dotted((0.5, 0.5, 0.55)),)),
     "dotted paper, pencil": picture(tool=PENCIL, under=(paper.dotted((0.5, 0.5, 0.55)),)),
+    "dotted paper, dark, pencil": picture(tool=PENCIL, under=(paper.dotted((0.25, 0.25, 0.3)),)),
     "lined yellow paper": picture(colour=paper.YELLOW, under=(ruled(PALE_BLUE), paper.line_at(0.1, 0.16, RED))),
     "red margin line": picture(under=(paper.line_at(0.08, 0.2, RED),)),
     "red margin line and rules": picture(under=(ruled(PALE_BLUE), paper.line_at(0.08, 0.2, RED))),

@@ -31,8 +31,8 @@ def drawn(shape: Shape, lines: Sequence[np.ndarray], width: float) -> Cover:
     draw, radius = ImageDraw.Draw(image), width
     for line in lines:
         points = [(2 * float(column), 2 * float(row)) for row, column in line]
-        draw.line(points, 255, max(1, round(2 * width)), joint="curve")
-        for x, y in (points[0], points[-1]):
+        draw.line(points, 255, max(1, round(2 * width)))
+        for x, y in points:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
     return np.asarray(image.reduce(2), np.float32) / 255
 

@@ -17,7 +17,7 @@ Written = list[tuple[Cover, str]]
 
 def write(rng: Random, digits: Digits, sizes: Sequence[float], width: float | None) -> Written:
     """A digit of each size, with its label."""
-    return [(strokes(image, size, width), label) for size in sizes for image, label in [digits.deal(rng)]]
+    return [(strokes(image, size, width), label) for size in sizes for image, label in [digits.draw(rng)]]
 
 
 def side_by_side(
@@ -123,9 +123,9 @@ def grid_of_mnist(side: int) -> Layout:
     """Images of the data set, as they are, in `side` rows and columns; the page has 28 pixels for each."""
 
     def layout(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:
-        dealt = [digits.deal(rng) for _ in range(side * side)]
-        rows = [np.hstack([image for image, _ in dealt[i : i + side]]) for i in range(0, side * side, side)]
-        return np.float32(np.vstack(rows)) / 255, tuple(label for _, label in dealt)
+        chosen = [digits.draw(rng) for _ in range(side * side)]
+        rows = [np.hstack([image for image, _ in chosen[i : i + side]]) for i in range(0, side * side, side)]
+        return np.float32(np.vstack(rows)) / 255, tuple(label for _, label in chosen)
 
     return layout
 

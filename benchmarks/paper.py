@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 from scipy import ndimage
 
 Canvas = Float[np.ndarray, "h w c"]  # red, green and blue in 0..1; if there is a fourth channel, opacity
@@ -23,9 +24,14 @@ YELLOW, WOOD, BOARD = (0.97, 0.92, 0.55), (0.33, 0.2, 0.13), (0.13, 0.22, 0.17)
 
 def clouds(rng: Random, shape: tuple[int, int], cells: int) -> Cover:
     """Smooth noise of mean 0 and deviation about 1, with `cells` blobs along each side."""
-    coarse = rng.standard_normal((cells + 3, cells + 3))
-    zoom = [side / cells for side in shape]
-    return ndimage.zoom(coarse, zoom, order=3)[: shape[0], : shape[1]].astype(np.float32)
+    coarse = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def speckle(rng: Random, shape: tuple[int, int]) -> Cover:
+    """Noise of mean 0 and deviation 1, independent between pixels: sums of two bytes, a tenth of the normal's time."""
+    draws = np.frombuffer(rng.bytes(2 * shape[0] * shape[1]), np.uint8).reshape(2, *shape).astype(np.float32)
+    return (draws.sum(0) - 255) / np.float32(104.5)
 
 
 def sheet(rng: Random, shape: tuple[int, int], colour: Colour) -> Canvas:
@@ -43,10 +49,10 @@ def inked(canvas: Canvas, cover: Cover, colour: Colour) -> Canvas:
 
 
 def places(canvas: Canvas | Cover) -> tuple[Cover, Cover]:
-    """Row and column of each pixel, from 0 to 1."""
+    """Row (h×1) and column (1×w) of each pixel, from 0 to 1."""
     height, width = canvas.shape[:2]
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    return rows / height, columns / width
+    rows, columns = np.ogrid[:height, :width]
+    return np.float32(rows / height), np.float32(columns / width)
 
 
 def pixel_width(canvas: Canvas | Cover) -> float:
@@ -120,11 +126,13 @@ def crumbs(low: int, high: int, size: float = 0.004) -> Step:
 
     def step(rng: Random, canvas: Canvas) -> Canvas:
         rows, columns = places(canvas)
-        cover = np.zeros_like(rows)
+        cover = np.zeros(canvas.shape[:2], np.float32)
         for _ in range(rng.randint(low, high)):
             tall, wide = size * rng.uniform(0.5, 1.5, 2)
-            away = np.hypot((rows - rng.uniform()) / tall, (columns - rng.uniform()) / wide)
-            cover = np.maximum(cover, np.clip(3 - 2 * away, 0, 1) * rng.uniform(0.4, 0.9))
+            down, across = (rows - rng.uniform()) / tall, (columns - rng.uniform()) / wide
+            near = np.ix_(np.abs(down[:, 0]) < 2, np.abs(across[0]) < 2)
+            speck = np.clip(3 - 2 * np.hypot(down[near[0][:, 0]], across[:, near[1][0]]), 0, 1) * rng.uniform(0.4, 0.9)
+            cover[near] = np.maximum(cover[near], speck)
         return inked(canvas, cover, (0.2, 0.16, 0.12))
 
     return step
@@ -171,8 +179,8 @@ def hand_shadow(light: float) -> Step:
         middle, reach = rng.uniform(0.3, 0.8), rng.uniform(0.5, 0.8)
         shape = np.hypot((rows - middle) / 0.22, (columns - 1) / 0.4) < 1
         for finger in (-0.12, -0.02, 0.08):
-            tip = reach * rng.uniform(0.9, 1.1)
-            shape |= (np.abs(rows - middle - finger) < 0.035) & (columns > 1 - tip)
+            tip = reach * rng.uniform(0.8, 1.1)
+            shape |= np.hypot(rows - middle - finger, np.maximum(1 - tip - columns, 0)) < 0.04
         blurred = ndimage.gaussian_filter(np.float32(shape), 0.012 * max(canvas.shape))
         return lit(canvas, 1 - (1 - light) * blurred)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.kinds import KINDS
 from benchmarks.strokes import Digits
+from mnist_flax import data
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier
@@ -133,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.per_kind < 1:
         raise UserError(f"--per-kind is {options.per_kind}; it must be at least 1")
-    network, digits = classifier.load(options.checkpoint), Digits.load(options.data_dir)
+    network, dataset = classifier.load(options.checkpoint), data.load("auto", options.data_dir, None)
+    if dataset.note:
+        print(f"not MNIST but {dataset.name}: {dataset.note}\n")
+    digits = Digits(dataset)
     answers: list[Answer] = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in options.kinds:

@@ -28,7 +28,7 @@ PENCIL = Tool((0.3, 0.3, 0.31), (0.04, 0.08), 0.3, 0.75)
 FELT = Tool((0.06, 0.06, 0.08), (0.1, 0.15))
 MARKER = Tool((0.05, 0.05, 0.06), (0.17, 0.2))
 HAIRLINE = Tool((0.1, 0.1, 0.12), (0.012, 0.016))
-CHALK = Tool((0.93, 0.93, 0.9), (0.07, 0.12), 0.35, 0.9)
+CHALK = Tool((0.95, 0.95, 0.92), (0.07, 0.12), 0.25, 0.95)
 BRUSH = Tool(BLACK, None)  # strokes as wide as MNIST's
 
 ONE, LARGE = one(), one(0.6, 0.8, 0.03)
@@ -56,8 +56,8 @@ def picture(
         canvas = joined(*under)(rng, paper.sheet(rng, shape, colour))
         width = None if tool.width is None else rng.uniform(*tool.width)
         cover, labels = layout(rng, digits, shape, width)
-        grain = tool.grain * np.abs(rng.standard_normal(shape).astype(np.float32)) if tool.grain else 0
-        canvas = paper.inked(canvas, tool.strength * cover * np.clip(1 - grain, 0, 1), tool.colour)
+        grain = tool.grain * np.abs(paper.clouds(rng, shape, max(shape) // 3))
+        canvas = paper.inked(canvas, tool.strength * cover * (1 - grain).clip(0, 1), tool.colour)
         return *save(rng, joined(*over, *camera)(rng, canvas)), labels
 
     return kind
