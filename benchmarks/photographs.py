@@ -64,10 +64,22 @@ def pictures(kind: str, digits: Digits, seed: int, count: int) -> Iterator[Pictu
         yield Picture(kind, group, data, suffix, labels)
 
 
+def matching(name: str) -> list[str]:
+    """The kind of this name, or else those whose names contain it.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [name] if name in KINDS else [kind for kind in KINDS if name in kind]
+    if not found:
+        raise UserError(f"there is no kind {name!r}; without --kinds the table shows all")
+    return found
+
+
 def named(result: dict[str, Any]) -> tuple[str, ...]:
     """The digits that an answer names, in reading order."""
     if "digits" in result:
-        return tuple(found["digit"] for found in result["digits"])
+        return tuple(str(found["digit"]) for found in result["digits"])
     return () if result["digit"] is None else (result["digit"],)
 
 
@@ -120,7 +132,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, help="default: the shipped weights")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
-    parser.add_argument("--kinds", nargs="+", metavar="NAME", choices=KINDS, default=list(KINDS), help="default: all")
+    parser.add_argument("--kinds", nargs="+", metavar="NAME", help="names, or parts of names; default: all")
     parser.add_argument("--per-kind", type=int, default=10, metavar="N", help="pictures of each kind (10)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (0)")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the pictures, to look at")
@@ -134,13 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.per_kind < 1:
         raise UserError(f"--per-kind is {options.per_kind}; it must be at least 1")
+    kinds = [kind for name in options.kinds or [""] for kind in matching(name)]
     network, dataset = classifier.load(options.checkpoint), data.load("auto", options.data_dir, None)
     if dataset.note:
         print(f"not MNIST but {dataset.name}: {dataset.note}\n")
     digits = Digits(dataset)
     answers: list[Answer] = []
     with tempfile.TemporaryDirectory() as folder:
-        for kind in options.kinds:
+        for kind in kinds:
             for i, picture in enumerate(pictures(kind, digits, options.seed, options.per_kind)):
                 if options.save:
                     options.save.mkdir(parents=True, exist_ok=True)

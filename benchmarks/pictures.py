@@ -74,5 +74,5 @@ def mnist(
     save: Save = GREY_PNG, layout: Layout = as_mnist, side: int = 28, inverted: bool = False, **options: Any
 ) -> Kind:
     """Images of the data set as they are."""
-    ink, ground = ((1.0,) * 3, (0.0,) * 3)[:: -1 if inverted else 1]
+    ink, ground = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))[:: -1 if inverted else 1]
     return clean(layout, Tool(ink, None), ground, shapes=((side, side),), save=save, **options)

@@ -132,7 +132,17 @@ def test_command_writes_pictures_and_answers(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "a.json").read_text().count('"outcome"') == 4
 
 
-def test_wrong_count_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--per-kind", "0"], "it must be at least 1"), (["--kinds", "fax"], "there is no kind 'fax'")],
+)
+def test_mistakes_are_answered_in_one_sentence(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        photographs.main(["--per-kind", "0"])
-    assert "it must be at least 1" in capsys.readouterr().err
+        photographs.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_kinds_are_chosen_by_name_or_part():
+    assert photographs.matching("pen") == ["pen"]
+    assert photographs.matching("in two strokes") == ["4 in two strokes"]
+    assert photographs.matching("") == list(KINDS)
