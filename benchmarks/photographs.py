@@ -78,9 +78,7 @@ def matching(name: str) -> list[str]:
 
 def named(result: dict[str, Any]) -> tuple[str, ...]:
     """The digits that an answer names, in reading order."""
-    if "digits" in result:
-        return tuple(str(found["digit"]) for found in result["digits"])
-    return () if result["digit"] is None else (result["digit"],)
+    return tuple(str(found["digit"]) for found in result["digits"])
 
 
 def outcome(labels: tuple[str, ...], found: tuple[str, ...]) -> str:
@@ -97,11 +95,9 @@ def ask(network: classifier.Classifier, picture: Picture, folder: Path) -> Answe
     path = folder / f"picture{picture.suffix}"
     path.write_bytes(picture.data)
     start = time.perf_counter()
-    try:
-        found = named(judge.answer(network, path)[0])
-        result = outcome(picture.labels, found)
-    except Exception:  # noqa: BLE001 - whatever an image makes the reader raise is counted
-        found, result = (), "crashed"
+    answer = judge.answer(network, path).result
+    found = named(answer)
+    result = "crashed" if judge.is_unforeseen(answer) else outcome(picture.labels, found)
     return Answer(picture, found, result, time.perf_counter() - start)
 
 

@@ -1,6 +1,7 @@
 """`python -m mnist_flax.predict`: which digits an image file shows."""
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def describe(result: dict[str, Any], hint: str = "") -> str:
 def in_lines(digits: list[dict[str, Any]]) -> str:
     """Digits in reading order, "/" between lines."""
     text = digits[0]["digit"]
-    for previous, digit in zip(digits, digits[1:], strict=False):
+    for previous, digit in itertools.pairwise(digits):
         text += f"{' /' if digit['line'] != previous['line'] else ''} {digit['digit']}"
     return text
 

@@ -16,6 +16,7 @@ from mnist_flax.reading.reader import CLEAR, Page, read
 MAX_BYTES = 100_000_000
 MIN_HEIGHT = 12  # pixels of the file; strokes of smaller digits run into each other
 DARK = 0.15  # mean brightness, of white, of a picture that was taken with too little light
+REPORT = "; please report this picture"
 
 
 class Answer(NamedTuple):
@@ -51,7 +52,12 @@ def answer(network: Classifier, path: Path | None) -> Answer:
         return Answer({**result, "error": str(error)})
     except Exception as error:  # noqa: BLE001 - a mistake in reading one picture must not cost the others their answer
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Answer({**result, "error": f"it could not be read ({reason}); please report this picture"})
+        return Answer({**result, "error": f"it could not be read ({reason}){REPORT}"})
+
+
+def is_unforeseen(result: dict[str, Any]) -> bool:
+    """Whether a file has no answer because of a mistake in this program."""
+    return result["error"] is not None and result["error"].endswith(REPORT)
 
 
 def _contents(path: Path | None) -> bytes:

@@ -32,9 +32,10 @@ def annotated(data: bytes, picture: Picture, result: dict[str, Any]) -> Image.Im
         box = (left * across - thick, top * down - thick, right * across + thick, bottom * down + thick)
         draw.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=PAPER, width=thick + 2)
         draw.rectangle(box, outline=COLOUR, width=thick)
-        labels.append((f"{digit['digit']} {digit['probability']:.1%}", box[0], box[1]))
-    for text, left, top in labels or [(result["verdict"], 0, 0)]:  # after all boxes, or one might cross a label
-        _label(image, text, left, top)
+        room = image.width if len(result["digits"]) == 1 else box[2] - box[0]  # labels must not cover each other
+        labels.append(([f"{digit['digit']} {digit['probability']:.1%}", digit["digit"]], room, box[0], box[1]))
+    for texts, room, left, top in labels or [([result["verdict"]], image.width, 0, 0)]:
+        _label(image, texts, room, left, top)  # after all boxes, or one might cross a label
     return image
 
 
@@ -54,11 +55,12 @@ def _to_look_at(data: bytes, picture: Picture) -> Image.Image:
     return image
 
 
-def _label(image: Image.Image, text: str, left: float, bottom: float) -> None:
-    """Write a label above a place, moved as far as it must be to lie in the picture."""
+def _label(image: Image.Image, texts: list[str], room: float, left: float, bottom: float) -> None:
+    """Write the first text that is no wider than `room`, or the last, above a place, but always in the picture."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(12, max(image.size) // 45))
-    x, y, right, lower = draw.textbbox((0, 0), text, font=font)
+    boxes = [(text, *draw.textbbox((0, 0), text, font=font)) for text in texts]
+    text, x, y, right, lower = next((box for box in boxes if box[3] - box[1] + 8 <= room), boxes[-1])
     width, height = right - x + 8, lower - y + 8
     left = max(0, min(left, image.width - width))
     top = max(0, min(bottom - height, image.height - height))
