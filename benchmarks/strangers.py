@@ -125,7 +125,9 @@ def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Exam
         if labels is not None:
             found = np.array([named(page) for page in pages])
             wrong = f"{(found != labels.astype(str))[one].mean():.2%}"
-        counts = [(verdicts == verdict).sum() for verdict in ("several digits", "not like a digit", "unclear", "no ink")]
+        counts = [
+            (verdicts == verdict).sum() for verdict in ("several digits", "not like a digit", "unclear", "no ink")
+        ]
         counts.append(sum(bool(read(without_reference, picture_of(picture)).digits) for picture in pictures))
         share = [f"{count / len(pictures):.2%}" for count in counts]
         rows.append((name, f"{len(pictures):,}", f"{one.sum() / len(pictures):.2%}", wrong, *share))

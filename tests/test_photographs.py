@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mnist_flax
 from benchmarks import photographs
 from benchmarks.kinds import KINDS, NONE, SEVERAL
 from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
@@ -97,7 +98,7 @@ def test_a_reader_that_raises_has_crashed(monkeypatch, tmp_path):
         raise ValueError(data)
 
     monkeypatch.setattr("mnist_flax.reading.judge.decode", fail)
-    answer = ask(None, Picture("kind", "one digit", b"data", ".png", ("3",)), tmp_path)
+    answer = ask(mnist_flax.load(), Picture("kind", "one digit", b"data", ".png", ("3",)), tmp_path)
     assert answer[1:3] == ((), "crashed")
 
 

@@ -32,9 +32,9 @@ def annotated(data: bytes, picture: Picture, result: dict[str, Any]) -> Image.Im
         box = (left * across - thick, top * down - thick, right * across + thick, bottom * down + thick)
         draw.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=PAPER, width=thick + 2)
         draw.rectangle(box, outline=COLOUR, width=thick)
-        room = image.width if len(result["digits"]) == 1 else box[2] - box[0]  # labels must not cover each other
+        room = float(image.width) if len(result["digits"]) == 1 else box[2] - box[0]  # labels must not cover each other
         labels.append(([f"{digit['digit']} {digit['probability']:.1%}", digit["digit"]], room, box[0], box[1]))
-    for texts, room, left, top in labels or [([result["verdict"]], image.width, 0, 0)]:
+    for texts, room, left, top in labels or [([result["verdict"]], float(image.width), 0.0, 0.0)]:
         _label(image, texts, room, left, top)  # after all boxes, or one might cross a label
     return image
 
