@@ -51,7 +51,7 @@ def test_a_sideways_photograph_is_upright():
 
 def test_the_answer_is_written_where_there_is_no_digit():
     marked = (np.asarray(answered(Image.new("L", (400, 300), 255))) == COLOUR).all(-1)
-    assert marked[:30, :60].mean() > 0.4
+    assert marked[:30, :60].mean() > 0.3
     assert not marked[60:].any()
 
 
