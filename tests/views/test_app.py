@@ -416,7 +416,7 @@ def test_several_digits_are_boxed(browser, tmp_path):
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "page.png"))
     says(browser, "3 7 2")
     assert browser.find_element(By.ID, "detail").text.count("%") == 3
-    assert browser.find_element(By.ID, "which").text == "of the first"
+    assert browser.find_element(By.CSS_SELECTOR, ".seen .which").text == "the first digit"
     found = boxes(browser)
     assert [label for label, *_ in found] == ["3", "7", "2"]
     free = (1 - 300 / 496) / 2  # the picture is wider than it is high: strips above and below it
@@ -431,7 +431,7 @@ def test_several_digits_are_boxed(browser, tmp_path):
     draw_a_one(browser)
     says(browser, "1")
     assert boxes(browser) == []
-    assert browser.find_element(By.ID, "which").text == ""
+    assert browser.find_element(By.CSS_SELECTOR, ".seen .which").text == ""
 
 
 def test_a_test_image_it_gets_wrong(browser):

@@ -236,7 +236,7 @@ async function ask() {
 
 // ---- Showing the answer
 
-const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+const percent = (probability) => `${(100 * probability).toFixed(1)}\u00a0%`; // no line ends before the sign
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
 function complain(sentence) {
@@ -301,7 +301,7 @@ function show(answer, last, milliseconds) {
   element("detail").dataset.milliseconds = milliseconds ?? "";
   // A single digit that was drawn needs no box, nor does a test image: it fills the board.
   showBoxes(several || (last?.picture && !last.example) ? answer.digits : [], last?.picture);
-  element("which").textContent = several ? "of the first" : "";
+  for (const note of document.querySelectorAll(".which")) note.textContent = several ? "the first digit" : "";
 
   for (const bar of element("bars").children) {
     const probability = answer.probabilities?.[bar.dataset.name] ?? 0;
