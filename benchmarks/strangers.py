@@ -14,7 +14,8 @@ from scipy.interpolate import make_interp_spline
 
 from mnist_flax import data
 from mnist_flax.inference import classifier
-from mnist_flax.reading import image, judge
+from mnist_flax.reading.image import Picture
+from mnist_flax.reading.reader import Page, read
 
 Grey = Float[np.ndarray, "h w"]  # 0 black .. 1 white
 
@@ -90,6 +91,16 @@ def _grey(picture: Image.Image) -> Grey:
     return np.asarray(picture, np.float32) / 255
 
 
+def picture_of(grey: Grey) -> Picture:
+    """Grey levels as what the reader takes."""
+    return Picture(np.repeat(np.float32(grey)[..., None], 3, axis=-1), np.ones(grey.shape, np.float32), scale=1.0)
+
+
+def named(page: Page) -> str:
+    """The digits of a page in one word."""
+    return "".join(str(digit.label) for digit in page.digits)
+
+
 def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Examples) -> str:
     """How many images of each kind are named a digit, rightly or not, and what is said of the others."""
     sets = {
@@ -102,20 +113,22 @@ def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Exam
     for draw in (scribbles, polygons, frames, stripes, noise):
         rng = np.random.RandomState(0)
         sets[draw.__name__] = ([draw(rng) for _ in range(300)], None)
-    head = "images, number, named a digit, of these wrongly, not like a digit, unclear, no ink or several"
-    columns = (*head.split(", "), "named a digit by probability alone")
+    head = "images, number, named one digit, of these wrongly, several digits, not like a digit, unclear, no ink"
+    columns = (*head.split(", "), "named one or more by probability alone")
     rows = [columns, ("---",) * len(columns)]
     without_reference = classifier.Classifier(network.variables, network.card)
     for name, (pictures, labels) in sets.items():
-        drawings = [image.draw(picture).pixels for picture in pictures]
-        drawn = np.array([pixels is not None for pixels in drawings])
-        images = np.stack([pixels for pixels in drawings if pixels is not None])
-        probabilities, judged = judge.judge(network, images)
-        verdicts, earlier = np.array(judged), np.array(judge.judge(without_reference, images)[1])
-        named = verdicts == "digit"
-        wrong = "" if labels is None else f"{(probabilities.argmax(-1) != labels[drawn])[named].mean():.2%}"
-        counts = [(verdicts == verdict).sum() for verdict in ("not like a digit", "unclear")]
-        counts += [(~drawn).sum(), (earlier == "digit").sum()]
+        pages = [read(network, picture_of(picture)) for picture in pictures]
+        verdicts = np.array([page.verdict for page in pages])
+        one = verdicts == "digit"
+        wrong = ""
+        if labels is not None:
+            found = np.array([named(page) for page in pages])
+            wrong = f"{(found != labels.astype(str))[one].mean():.2%}"
+        counts = [
+            (verdicts == verdict).sum() for verdict in ("several digits", "not like a digit", "unclear", "no ink")
+        ]
+        counts.append(sum(bool(read(without_reference, picture_of(picture)).digits) for picture in pictures))
         share = [f"{count / len(pictures):.2%}" for count in counts]
-        rows.append((name, f"{len(pictures):,}", f"{named.sum() / len(pictures):.2%}", wrong, *share))
+        rows.append((name, f"{len(pictures):,}", f"{one.sum() / len(pictures):.2%}", wrong, *share))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -59,7 +59,7 @@ class Classifier:
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
         """The out-of-distribution score of each image: 99.5 % of held-out images have at most 1. Higher is less likely.
 
-        It is for images in MNIST's geometry, as `reading.image.draw` makes them: blur alone raises it. None if the
+        It is for images in MNIST's geometry, as `reading.drawing.draw` makes them: blur alone raises it. None if the
         network has no `reference`.
         """
         return None if self.reference is None else distances(self.reference, self.features(images))

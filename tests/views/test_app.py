@@ -87,7 +87,8 @@ def test_the_answer_is_predicts_with_what_the_network_sees(port, network):
     status, _, content = ask(port, body=THREE.read_bytes())
     assert status == 200
     answer = json.loads(content)
-    expected, pixels = judge.answer(network, THREE)
+    expected, _, _, page = judge.answer(network, THREE)
+    [pixels] = judge.inputs(page)
     for key in ("digit", "verdict"):
         assert answer[key] == expected[key]
     assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
@@ -101,10 +102,37 @@ def test_the_answer_is_predicts_with_what_the_network_sees(port, network):
         np.testing.assert_allclose(shown / 255 * values.max(), values, atol=values.max() / 500)
 
 
-def test_what_is_not_one_digit_has_no_maps(port):
+def test_what_has_no_ink_has_no_maps(port):
     answer = json.loads(ask(port, body=png(280, 280))[2])
     assert answer["verdict"] == "no ink"
+    assert answer["hint"] == "the picture is almost black; more light would help"
+    assert answer["digits"] == []
     assert [answer[key] for key in ("digit", "probabilities", "pixels", "maps")] == [None] * 4
+
+
+def page_of(*files, gap=40, side=112):
+    """Test images in a row, enlarged, as a PNG of width `gap` + (`side` + `gap`) for each."""
+    sheet = Image.new("L", (gap + (side + gap) * len(files), 300))
+    for i, file in enumerate(files):
+        sheet.paste(Image.open(EXAMPLES / file).convert("L").resize((side, side)), (gap + (side + gap) * i, 90))
+    file = io.BytesIO()
+    sheet.save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_several_digits_are_found_in_the_picture(port):
+    answer = json.loads(ask(port, body=page_of("3-32.png", "7-34.png", "2-72.png"))[2])
+    assert answer["verdict"] == "several digits"
+    assert answer["digit"] is None
+    assert [digit["digit"] for digit in answer["digits"]] == ["3", "7", "2"]
+    for i, digit in enumerate(answer["digits"]):
+        left, top, right, bottom = digit["box"]
+        assert (40 + 152 * i) / 496 < left < right < (40 + 152 * i + 112) / 496
+        assert 90 / 300 < top < bottom < 202 / 300
+    # The input, the maps and the probabilities are the first one's.
+    assert max(answer["probabilities"], key=answer["probabilities"].get) == "3"
+    assert len(base64.b64decode(answer["pixels"])) == 784
+    assert len(answer["maps"]) == len(BLOCKS)
 
 
 def test_examples_are_right_and_wrong(port):
@@ -427,6 +455,41 @@ def test_files_are_opened_dropped_and_pasted(browser, tmp_path):
     assert "The picture cannot be used: it is damaged" in browser.find_element(By.ID, "problem").text
     log = browser.get_log("browser")  # the browser notes an answer of 400 here
     assert [entry["message"].count("status of 400") for entry in log] == [1]
+
+
+def boxes(browser):
+    """The labels over the board, and where their boxes lie, as shares of the board."""
+    script = """
+        const board = document.getElementById("board").getBoundingClientRect();
+        return [...document.querySelectorAll("#boxes div")].map((frame) => {
+          const box = frame.getBoundingClientRect();
+          return [frame.textContent, ...[box.left, box.right].map((x) => (x - board.left) / board.width),
+                  ...[box.top, box.bottom].map((y) => (y - board.top) / board.height)];
+        });"""
+    return browser.execute_script(script)
+
+
+def test_several_digits_are_boxed(browser, tmp_path):
+    (tmp_path / "page.png").write_bytes(page_of("3-32.png", "7-34.png", "2-72.png"))
+    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "page.png"))
+    says(browser, "3 7 2")
+    assert browser.find_element(By.ID, "detail").text.count("%") == 3
+    assert browser.find_element(By.CSS_SELECTOR, ".seen .which").text == "the first digit"
+    found = boxes(browser)
+    assert [label for label, *_ in found] == ["3", "7", "2"]
+    free = (1 - 300 / 496) / 2  # the picture is wider than it is high: strips above and below it
+    for i, (_, left, right, top, bottom) in enumerate(found):
+        assert (40 + 152 * i) / 496 < left < right < (40 + 152 * i + 112) / 496
+        assert free + 90 / 496 < top < bottom < free + 202 / 496
+    # They lie over the board and not on it: one can go on drawing.
+    assert browser.find_element(By.ID, "boxes").get_attribute("aria-hidden") == "true"
+    browser.find_element(By.ID, "clear").click()
+    says(browser, "No ink")
+    assert boxes(browser) == []
+    draw_a_one(browser)
+    says(browser, "1")
+    assert boxes(browser) == []
+    assert browser.find_element(By.CSS_SELECTOR, ".seen .which").text == ""
 
 
 def test_a_test_image_it_gets_wrong(browser):

@@ -222,10 +222,10 @@ async function ask() {
         wanted = true;
       } else if (response.ok) {
         complain("");
-        show(answer, last?.label, performance.now() - started);
+        show(answer, last, performance.now() - started);
       } else {
         complain(answer.error);
-        show({ verdict: "unreadable" });
+        show({ verdict: "unreadable", digits: [] });
       }
     } catch {
       complain("The server does not answer. Is it still running?");
@@ -236,7 +236,7 @@ async function ask() {
 
 // ---- Showing the answer
 
-const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+const percent = (probability) => `${(100 * probability).toFixed(1)}\u00a0%`; // no line ends before the sign
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
 function complain(sentence) {
@@ -250,24 +250,58 @@ function say(sentence) {
   saying = setTimeout(() => (element("spoken").textContent = sentence), 600);
 }
 
-function show(answer, label, milliseconds) {
-  const ranked = Object.entries(answer.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
+/** The digits in reading order, a line of text for each of theirs. */
+function inLines(digits) {
+  const lines = [];
+  for (const { digit, line } of digits) (lines[line] ??= []).push(digit);
+  return lines.map((line) => line.join(" ")).join("\n");
+}
+
+function details(answer, ranked) {
   const [first, second] = ranked.map(([name, probability]) => `${name} (${percent(probability)})`);
+  if (answer.digits.length > 1) return answer.digits.map(({ probability }) => percent(probability)).join(", ");
+  if (answer.digit !== null && ranked.length) return `${percent(ranked[0][1])}, then ${second}`;
+  const sentence = answer.hint ? `${answer.hint[0].toUpperCase()}${answer.hint.slice(1)}. ` : "";
+  return sentence + (ranked.length ? `Perhaps ${first}, or ${second}` : "");
+}
+
+/** Frames around digits, over the board, on which a picture may leave strips at two sides free. */
+function showBoxes(digits, picture) {
+  const { width, height } = picture ?? board, longer = Math.max(width, height);
+  const across = width / longer, down = height / longer;
+  element("boxes").replaceChildren(...digits.map(({ digit, box: [left, top, right, bottom] }) => {
+    const frame = document.createElement("div"), label = document.createElement("span");
+    const y = (1 - down) / 2 + top * down;
+    frame.style.left = `${100 * ((1 - across) / 2 + left * across)}%`;
+    frame.style.top = `${100 * y}%`;
+    frame.style.width = `${100 * (right - left) * across}%`;
+    frame.style.height = `${100 * (bottom - top) * down}%`;
+    frame.classList.toggle("high", y < 0.06);
+    label.textContent = digit;
+    frame.append(label);
+    return frame;
+  }));
+}
+
+function show(answer, last, milliseconds) {
+  const several = answer.digits.length > 1, digit = several ? inLines(answer.digits) : answer.digit;
+  const ranked = Object.entries(answer.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
   const verdict = answer.verdict[0].toUpperCase() + answer.verdict.slice(1);
-  element("answer").textContent = answer.digit ?? verdict;
-  element("answer").className = (answer.digit ?? verdict).length > 1 ? "words" : "";
-  let detail = ranked.length ? `${percent(ranked[0][1])}, then ${second}` : "";
-  if (ranked.length && answer.digit === null) detail = `Perhaps ${first}, or ${second}`;
-  element("detail").textContent = detail;
-  if (label !== undefined && ranked.length) {
-    const note = document.createElement("span");
-    note.className = answer.digit === label ? "right" : "wrong";
-    note.textContent = answer.digit === label ? `. Its label: ${label}` : `. Wrong: its label is ${label}`;
+  element("answer").textContent = digit ?? verdict;
+  element("answer").className = (digit ?? verdict).length > 1 ? "words" : "";
+  element("detail").textContent = details(answer, ranked);
+  if (last?.label !== undefined && ranked.length) {
+    const note = document.createElement("span"), right = digit === last.label;
+    note.className = right ? "right" : "wrong";
+    note.textContent = right ? `. Its label: ${last.label}` : `. Wrong: its label is ${last.label}`;
     element("detail").append(note);
   }
-  say(`${answer.digit ?? verdict}. ${element("detail").textContent}`);
+  say(`${digit ?? verdict}. ${element("detail").textContent}`);
   element("detail").title = milliseconds ? `answered in ${milliseconds.toFixed(0)} ms` : "";
   element("detail").dataset.milliseconds = milliseconds ?? "";
+  // A single digit that was drawn needs no box, nor does a test image: it fills the board.
+  showBoxes(several || (last?.picture && !last.example) ? answer.digits : [], last?.picture);
+  for (const note of document.querySelectorAll(".which")) note.textContent = several ? "the first digit" : "";
 
   for (const bar of element("bars").children) {
     const probability = answer.probabilities?.[bar.dataset.name] ?? 0;

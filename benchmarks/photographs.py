@@ -1,0 +1,171 @@
+"""`python -m benchmarks.photographs`: what is read in the pictures that people bring, in Markdown.
+
+Every picture is drawn here from MNIST's test images and a seed. A kind's pictures depend on its name, the seed and
+nothing else.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.kinds import KINDS
+from benchmarks.strokes import Digits
+from mnist_flax import data
+from mnist_flax.cli import command
+from mnist_flax.errors import UserError
+from mnist_flax.inference import classifier
+from mnist_flax.reading import judge
+
+GROUPS = ("one digit", "several digits", "no digit")
+OUTCOMES = ("right", "partly", "wrong", "refused", "crashed")
+
+
+class Picture(NamedTuple):
+    """An image file and what it shows."""
+
+    kind: str
+    group: str  # of GROUPS
+    data: bytes
+    suffix: str
+    labels: tuple[str, ...]  # in reading order, line by line
+
+    @property
+    def name(self) -> str:
+        """The kind and the labels, for a file."""
+        return f"{re.sub(r'[^a-z0-9]+', '_', self.kind.lower())}_label{'_'.join(self.labels) or 'none'}"
+
+
+class Answer(NamedTuple):
+    """What came of one picture."""
+
+    picture: Picture
+    named: tuple[str, ...]
+    outcome: str  # of OUTCOMES
+    seconds: float
+
+
+def pictures(kind: str, digits: Digits, seed: int, count: int) -> Iterator[Picture]:
+    """The first `count` pictures of a kind."""
+    rng = np.random.RandomState(zlib.crc32(f"{seed} {kind}".encode()))
+    digits.shuffle()
+    for _ in range(count):
+        data, suffix, labels = KINDS[kind](rng, digits)
+        group = GROUPS[2 if not labels else len(labels) > 1]
+        yield Picture(kind, group, data, suffix, labels)
+
+
+def matching(name: str) -> list[str]:
+    """The kind of this name, or else those whose names contain it.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [name] if name in KINDS else [kind for kind in KINDS if name in kind]
+    if not found:
+        raise UserError(f"there is no kind {name!r}; without --kinds the table shows all")
+    return found
+
+
+def named(result: dict[str, Any]) -> tuple[str, ...]:
+    """The digits that an answer names, in reading order."""
+    return tuple(str(found["digit"]) for found in result["digits"])
+
+
+def outcome(labels: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """Which of OUTCOMES an answer is; of several digits, some may be right."""
+    if labels == found:
+        return "right"
+    if not found:
+        return "refused"
+    return "partly" if len(labels) > 1 else "wrong"
+
+
+def ask(network: classifier.Classifier, picture: Picture, folder: Path) -> Answer:
+    """Let the reader answer about a picture's file."""
+    path = folder / f"picture{picture.suffix}"
+    path.write_bytes(picture.data)
+    start = time.perf_counter()
+    answer = judge.answer(network, path).result
+    found = named(answer)
+    result = "crashed" if judge.is_unforeseen(answer) else outcome(picture.labels, found)
+    return Answer(picture, found, result, time.perf_counter() - start)
+
+
+def table(answers: Sequence[Answer]) -> str:
+    """A row for each kind and each group, in Markdown."""
+    head = ("kind", "pictures", "right", "partly right", "named wrongly", "refused", "crashed", "ms an image")
+    rows = [head, ("---",) * len(head)]
+    for group in GROUPS:
+        members = [answer for answer in answers if answer.picture.group == group]
+        for kind in dict.fromkeys(answer.picture.kind for answer in members):
+            rows.append(_row(kind, [answer for answer in members if answer.picture.kind == kind], "{}"))
+        if members:
+            rows.append(_row(f"**{group}**", members, "{} ({:.1%})"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(name: str, answers: Sequence[Answer], form: str) -> tuple[str, ...]:
+    counts = Counter(answer.outcome for answer in answers)
+    figures = [form.format(counts[each], counts[each] / len(answers)) if counts[each] else "" for each in OUTCOMES]
+    milliseconds = 1000 * sum(answer.seconds for answer in answers) / len(answers)
+    return name, str(len(answers)), *figures, f"{milliseconds:.0f}"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.photographs", description="What the reader answers about pictures that people bring."
+    )
+    parser.add_argument("--checkpoint", type=Path, help="default: the shipped weights")
+    parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
+    parser.add_argument("--kinds", nargs="+", metavar="NAME", help="names, or parts of names; default: all")
+    parser.add_argument("--per-kind", type=int, default=10, metavar="N", help="pictures of each kind (10)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (0)")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the pictures, to look at")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write each picture's answer")
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.per_kind < 1:
+        raise UserError(f"--per-kind is {options.per_kind}; it must be at least 1")
+    kinds = [kind for name in options.kinds or [""] for kind in matching(name)]
+    network, dataset = classifier.load(options.checkpoint), data.load("auto", options.data_dir, None)
+    if dataset.note:
+        print(f"not MNIST but {dataset.name}: {dataset.note}\n")
+    digits = Digits(dataset)
+    answers: list[Answer] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in kinds:
+            for i, picture in enumerate(pictures(kind, digits, options.seed, options.per_kind)):
+                if options.save:
+                    options.save.mkdir(parents=True, exist_ok=True)
+                    (options.save / f"{picture.name}_{i}{picture.suffix}").write_bytes(picture.data)
+                if not answers:
+                    ask(network, picture, Path(folder))  # compiles
+                answers.append(ask(network, picture, Path(folder)))
+    print(table(answers))
+    if options.json:
+        options.json.write_text(json.dumps([_record(answer) for answer in answers], indent=1))
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    kind, group, _, _, labels = answer.picture
+    return {"kind": kind, "group": group, "labels": labels} | answer._asdict() | {"picture": answer.picture.name}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Ink drawn in MNIST's geometry: within 20×20 pixels, its centre of mass in the middle of 28×28."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy import ndimage
+
+from mnist_flax.data.geometry import centre_by_mass
+
+SMALL = 80  # larger drawings are first reduced to this: four times the size of MNIST's digits
+
+
+def draw(ink: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
+    """Draw ink in 0..1, cropped to its bounding box, as MNIST would.
+
+    MNIST's pen is two to three pixels wide. A thinner one is made as wide, or a hairline would all but vanish.
+    """
+    if max(ink.shape) > SMALL:
+        ink = _resized(ink, SMALL)
+    unit = max(ink.shape) / 20  # one pixel of the result
+    solid = np.pad(ink > 0.5, 1)
+    if solid.any():
+        depth: Any = ndimage.distance_transform_edt(solid)
+        pen = 2 * float(np.quantile(depth[solid], 0.9))
+        grow = round((2 * unit - pen) / 2)
+        if grow > 0:
+            ink = ndimage.grey_dilation(np.pad(ink, grow), size=(2 * grow + 1, 2 * grow + 1))
+    small = _resized(ink, 20)
+    return centre_by_mass(small / max(float(small.max()), 1e-6))
+
+
+def _resized(ink: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "h2 w2"]:
+    """Reduced or enlarged so that the longer side is `side`; a pixel is the mean of what it covers."""
+    unit = max(ink.shape) / side
+    height, width = (max(1, round(length / unit)) for length in ink.shape)
+    return np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,0 +1,148 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mnist_flax
+from benchmarks import photographs
+from benchmarks.kinds import KINDS, NONE, SEVERAL
+from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
+from benchmarks.strokes import Digits, strokes, thinned
+from mnist_flax import data
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(data.load("digits", None, None))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_makes_images_with_their_labels(digits, kind):
+    [picture] = pictures(kind, digits, seed=0, count=1)
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert picture.suffix in Image.registered_extensions()
+        assert image.format == Image.registered_extensions()[picture.suffix]
+        image.draft("L", (400, 400))
+        image.load()
+    assert set(picture.labels) <= set("0123456789")
+    assert (len(picture.labels) == 0) == (kind in NONE)
+    assert (len(picture.labels) > 1) == (kind in SEVERAL)
+
+
+def test_a_kind_depends_on_its_seed_alone(digits):
+    first, second = pictures("shadow of a hand", digits, seed=0, count=2)
+    list(pictures("row", digits, seed=0, count=1))
+    assert list(pictures("shadow of a hand", digits, seed=0, count=1)) == [first]
+    [other] = pictures("shadow of a hand", digits, seed=1, count=1)
+    assert len({first.data, second.data, other.data}) == 3
+
+
+def test_each_class_is_dealt_once_in_ten(digits):
+    rng = np.random.RandomState(0)
+    digits.shuffle()
+    for _ in range(2):
+        assert sorted(digits.deal(rng)[1] for _ in range(10)) == list("0123456789")
+
+
+def test_thinned_strokes_are_lines_with_the_same_ends():
+    mask = np.zeros((20, 30), bool)
+    mask[7:13, 4:26] = True
+    thin = thinned(mask)
+    assert (thin.sum(0) <= 1).all()
+    assert np.ptp(np.flatnonzero(thin.any(0))) > 14
+    assert not (thin & ~mask).any()
+
+
+@pytest.mark.parametrize("width", [0.02, 0.1, 0.2])
+def test_a_pen_is_as_wide_as_asked(width):
+    image = np.zeros((28, 28), np.uint8)
+    image[4:24, 12:15] = 255
+    cover = strokes(image, 200, width)
+    assert cover[50:150].sum(1) == pytest.approx(200 * width, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"digit": "4", "digits": [{"digit": "4"}]}, ("4",)),
+        ({"digit": None, "digits": [{"digit": "1"}, {"digit": "0"}]}, ("1", "0")),
+        ({"digit": None, "digits": []}, ()),
+    ],
+)
+def test_named_digits_are_found_in_an_answer(result, expected):
+    assert named(result) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "found", "expected"),
+    [
+        ("4", "4", "right"),
+        ("4", "9", "wrong"),
+        ("4", "41", "wrong"),
+        ("4", "", "refused"),
+        ("42", "42", "right"),
+        ("42", "24", "partly"),
+        ("42", "4", "partly"),
+        ("42", "", "refused"),
+        ("", "", "right"),
+        ("", "1", "wrong"),
+    ],
+)
+def test_outcome(labels, found, expected):
+    assert outcome(tuple(labels), tuple(found)) == expected
+
+
+def test_a_reader_that_raises_has_crashed(monkeypatch, tmp_path):
+    def fail(data):
+        raise ValueError(data)
+
+    monkeypatch.setattr("mnist_flax.reading.judge.decode", fail)
+    answer = ask(mnist_flax.load(), Picture("kind", "one digit", b"data", ".png", ("3",)), tmp_path)
+    assert answer[1:3] == ((), "crashed")
+
+
+def test_table_has_a_total_for_each_group():
+    one, none = Picture("pen", "one digit", b"", ".png", ("3",)), Picture("noise", "no digit", b"", ".png", ())
+    answers = [Answer(one, ("3",), "right", 0.1), Answer(one, ("5",), "wrong", 0.3), Answer(none, (), "right", 0.1)]
+    lines = table(answers).splitlines()
+    assert lines[2] == "| pen | 2 | 1 |  | 1 |  |  | 200 |"
+    assert lines[3] == "| **one digit** | 2 | 1 (50.0%) |  | 1 (50.0%) |  |  | 200 |"
+    assert lines[5] == "| **no digit** | 1 | 1 (100.0%) |  |  |  |  | 100 |"
+    assert len(lines) == 6
+
+
+def test_command_writes_pictures_and_answers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(photographs.data, "load", lambda *_: data.dataset.load("digits", None, None))
+    arguments = [
+        "--kinds",
+        "pen",
+        "noise",
+        "--per-kind",
+        "2",
+        "--save",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    photographs.main(arguments)
+    assert "| **one digit** | 2 |" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*_label*"))) == 4
+    assert (tmp_path / "a.json").read_text().count('"outcome"') == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--per-kind", "0"], "it must be at least 1"), (["--kinds", "fax"], "there is no kind 'fax'")],
+)
+def test_mistakes_are_answered_in_one_sentence(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        photographs.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_kinds_are_chosen_by_name_or_part():
+    assert photographs.matching("pen") == ["pen"]
+    assert photographs.matching("in two strokes") == ["4 in two strokes"]
+    assert photographs.matching("") == list(KINDS)
