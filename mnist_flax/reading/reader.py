@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy import ndimage
 
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading.drawing import draw
@@ -14,7 +15,9 @@ from mnist_flax.reading.parts import MAX_PARTS, Box, Group, Parts, cuts, partiti
 
 CLEAR = 0.6  # with a lower probability the network is guessing
 EXPLAINED = 0.5  # digits are named if they are at least this share of a reading's ink,
-SCORE = 1.0  # and the reading scores at least this
+SCORE = 1.0  # and the reading scores at least this,
+SCORE_OF_ONES = 1.2  # or this if all are as thin as edges and scratches are
+THICK = 4.5  # half the width of a stroke that no pen has, in MNIST's pixels
 BATCHES = (8, 32, 128, 512)  # numbers of drawings for which programs are compiled
 
 
@@ -67,9 +70,15 @@ class Judge:
             self.known |= dict(zip(new, zip(probabilities, map(float, scores), strict=True), strict=True))
         found = [self.known[pixels.tobytes()] for pixels in drawings]
         return [
-            Judged(group, pixels, p, novelty, _quality(float(p.max()), novelty))
+            Judged(group, pixels, p, novelty, 0.0 if _is_blob(pixels) else _quality(float(p.max()), novelty))
             for group, pixels, (p, novelty) in zip(groups, drawings, found, strict=True)
         ]
+
+
+def _is_blob(pixels: UInt8[np.ndarray, "28 28"]) -> bool:
+    """Whether a drawing is thicker somewhere than a pen can be."""
+    depth: Any = ndimage.distance_transform_edt(pixels > 127)
+    return float(depth.max()) > THICK
 
 
 def _quality(probability: float, novelty: float) -> float:
@@ -115,7 +124,9 @@ def read(network: Classifier, picture: Picture) -> Page:
         return Page([], "no ink", None)
     best = max(reading.digits, key=lambda digit: digit.quality)
     named = [d for d in reading.digits if d.novelty <= 1 and d.probabilities.max() >= CLEAR]
-    if not named or reading.explained < EXPLAINED or reading.score < SCORE:
+    named = [digit for digit in named if digit.quality > 0]
+    least = SCORE if any(not _is_thin(digit.group.box) for digit in named) else SCORE_OF_ONES
+    if not named or reading.explained < EXPLAINED or reading.score < least:
         is_digit = best.novelty <= 1 and best.probabilities.max() < CLEAR
         return Page([], "unclear" if is_digit else "not like a digit", best)
     digits = [
@@ -146,7 +157,7 @@ def best_reading(network: Classifier, picture: Picture) -> Reading | None:
 def _is_certain(reading: Reading) -> bool:
     return (
         reading.explained > 0.97
-        and reading.score > 1.45
+        and reading.score > 1.4
         and all(j.novelty < 0.75 and j.probabilities.max() > 0.97 for j in reading.digits)
         and "border" not in reading.name.split(",")[1:]
     )
@@ -211,7 +222,12 @@ def _without_strips(digits: list[Judged], shape: tuple[int, ...]) -> list[Judged
     if not good:
         return digits
     height = float(np.median(good))
-    return [d for d in digits if not (_is_thin(d.group.box) and d.group.box.height > 1.3 * height)] or digits
+
+    def is_line(box: Box) -> bool:
+        longer, thinness = max(box.height, box.width), min(box.height, box.width) / max(box.height, box.width)
+        return longer > (1.12 if thinness < 0.12 else 1.3) * height and thinness < 0.3
+
+    return [digit for digit in digits if not is_line(digit.group.box)] or digits
 
 
 def _touches(box: Box, shape: tuple[int, ...]) -> bool:
@@ -249,7 +265,9 @@ def _reading(name: str, tone: Tone, parts: Parts, digits: list[Judged]) -> Readi
     explained = sum(judged.group.area * judged.quality for judged in digits) / max(area, 1.0)
     novelty = sum(judged.group.area * min(judged.novelty, 3.0) for judged in digits) / max(area, 1.0)
     kept = parts.kept * area / max(sum(parts.areas.values()), 1.0)
-    score = explained + 0.5 * kept - 0.3 * novelty + 0.25 * min(1.0, tone.contrast / 0.5)
+    # Edges, rules and whatever else is long and thin look like ones: a reading without them is better.
+    thin = sum(d.group.area for d in digits if _is_thin(d.group.box)) / max(area, 1.0)
+    score = explained + 0.5 * kept - 0.3 * novelty + 0.25 * min(1.0, tone.contrast / 0.5) - 0.2 * thin
     return Reading(name, digits, score, explained)
 
 
