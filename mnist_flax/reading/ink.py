@@ -27,11 +27,13 @@ class Tone(NamedTuple):
         name: for people.
         ink: what may be ink.
         contrast: of the strongest ink to its background, of black to white.
+        usual: whether ink is darker than the paper if the picture is bright, or lighter if it is dark.
     """
 
     name: str
     ink: Ink
     contrast: float
+    usual: bool = True
 
 
 def tones(picture: Picture) -> Iterator[Tone]:
@@ -48,8 +50,11 @@ def tones(picture: Picture) -> Iterator[Tone]:
         if name == "colour":
             yield from _against_border(values)
         for window in WINDOWS[min(values.shape) < 64 :]:
-            yield from _if_any(f"dark {name} {window}", *_against_paper(values, window))
-            yield from _if_any(f"light {name} {window}", _against_paper(1 - values, window)[1])
+            middle = float(np.median(values))
+            for tone in _if_any(f"dark {name} {window}", *_against_paper(values, window)):
+                yield tone._replace(usual=middle > 0.35)
+            for tone in _if_any(f"light {name} {window}", _against_paper(1 - values, window)[1]):
+                yield tone._replace(usual=middle < 0.65)
 
 
 def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator[Tone]:

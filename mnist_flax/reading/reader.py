@@ -1,5 +1,6 @@
 """Reads the digits of a picture: several readings are proposed, drawn as MNIST would, and judged by the network."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from mnist_flax.reading.parts import MAX_PARTS, Box, Group, Parts, cuts, partiti
 
 CLEAR = 0.6  # with a lower probability the network is guessing
 EXPLAINED = 0.5  # digits are named if they are at least this share of a reading's ink,
-SCORE = 1.0  # and the reading scores at least this,
+SCORE = 1.1  # and the reading scores at least this,
 SCORE_OF_ONES = 1.2  # or this if all are as thin as edges and scratches are
 THICK = 4.5  # half the width of a stroke that no pen has, in MNIST's pixels
 BATCHES = (8, 32, 128, 512)  # numbers of drawings for which programs are compiled
@@ -58,6 +59,7 @@ class Judge:
         self.known: dict[bytes, tuple[Any, float]] = {}
 
     def __call__(self, groups: Sequence[Group]) -> list[Judged]:
+        """Draw groups of parts and let the network judge them."""
         drawings = [draw(group.ink) for group in groups]
         new = {pixels.tobytes(): pixels for pixels in drawings if pixels.tobytes() not in self.known}
         if new:
@@ -169,7 +171,7 @@ def _tones(picture: Picture) -> Iterator[Tone]:
         yield tone
         cleaned = without_lines(tone.ink)
         if cleaned is not None:
-            yield Tone(f"{tone.name}, without lines", cleaned, tone.contrast)
+            yield tone._replace(name=f"{tone.name}, without lines", ink=cleaned)
 
 
 def _readings(tone: Tone, judge: Judge) -> Iterator[Reading]:
@@ -203,12 +205,12 @@ def _best_partition(name: str, tone: Tone, parts: Parts, chosen: list[int], judg
 
 def _without_frames(digits: list[Judged]) -> list[Judged]:
     """Digits without what is around them: a box, a frame."""
-
-    def encloses(outer: Judged, inner: Judged) -> bool:
-        a, b = outer.group.box, inner.group.box
-        return a.top <= b.top and a.left <= b.left and a.bottom >= b.bottom and a.right >= b.right
-
-    frames = [d for d in digits if d.quality < 0.5 and any(e is not d and encloses(d, e) for e in digits)]
+    frames = [
+        digit
+        for digit in digits
+        if digit.quality < 0.5
+        and any(other is not digit and _encloses(digit.group.box, other.group.box) for other in digits)
+    ]
     return [digit for digit in digits if not any(digit is frame for frame in frames)]
 
 
@@ -228,6 +230,10 @@ def _without_strips(digits: list[Judged], shape: tuple[int, ...]) -> list[Judged
         return longer > (1.12 if thinness < 0.12 else 1.3) * height and thinness < 0.3
 
     return [digit for digit in digits if not is_line(digit.group.box)] or digits
+
+
+def _encloses(a: Box, b: Box) -> bool:
+    return a.top <= b.top and a.left <= b.left and a.bottom >= b.bottom and a.right >= b.right
 
 
 def _touches(box: Box, shape: tuple[int, ...]) -> bool:
@@ -268,6 +274,11 @@ def _reading(name: str, tone: Tone, parts: Parts, digits: list[Judged]) -> Readi
     # Edges, rules and whatever else is long and thin look like ones: a reading without them is better.
     thin = sum(d.group.area for d in digits if _is_thin(d.group.box)) / max(area, 1.0)
     score = explained + 0.5 * kept - 0.3 * novelty + 0.25 * min(1.0, tone.contrast / 0.5) - 0.2 * thin
+    score -= 0.25 * (not tone.usual)
+    if thin == 1 and "without lines" in name:
+        score -= 0.4  # pieces of lines
+    if any(_encloses(a.group.box, b.group.box) for a, b in itertools.permutations(digits[:20], 2)):
+        score -= 0.5  # a drawing with things in it, such as a face
     return Reading(name, digits, score, explained)
 
 
