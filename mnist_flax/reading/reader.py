@@ -19,7 +19,7 @@ EXPLAINED = 0.5  # digits are named if they are at least this share of a reading
 SCORE = 1.1  # and the reading scores at least this,
 SCORE_OF_ONES = 1.2  # or this if all are as thin as edges and scratches are
 THICK = 4.5  # half the width of a stroke that no pen has, in MNIST's pixels
-BATCHES = (8, 32, 128, 512)  # numbers of drawings for which programs are compiled
+BATCHES = (8, 32, 128)  # numbers of drawings for which programs are compiled
 
 
 class Judged(NamedTuple):
@@ -62,19 +62,27 @@ class Judge:
         """Draw groups of parts and let the network judge them."""
         drawings = [draw(group.ink) for group in groups]
         new = {pixels.tobytes(): pixels for pixels in drawings if pixels.tobytes() not in self.known}
-        if new:
-            images = np.stack(list(new.values()))
-            size = next((size for size in BATCHES if size >= len(images)), len(images))
-            padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0)))
-            probabilities = self.network.predict(padded)[1][: len(images)]
-            novelty = self.network.novelty(padded)
-            scores = np.zeros(len(images)) if novelty is None else novelty[: len(images)]
-            self.known |= dict(zip(new, zip(probabilities, map(float, scores), strict=True), strict=True))
+        for chunk in _chunks(list(new.values()), BATCHES[-1]):
+            self._learn(chunk)
         found = [self.known[pixels.tobytes()] for pixels in drawings]
         return [
             Judged(group, pixels, p, novelty, 0.0 if _is_blob(pixels) else _quality(float(p.max()), novelty))
             for group, pixels, (p, novelty) in zip(groups, drawings, found, strict=True)
         ]
+
+    def _learn(self, drawings: list[UInt8[np.ndarray, "28 28"]]) -> None:
+        images = np.stack(drawings)
+        size = next(size for size in BATCHES if size >= len(images))
+        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0)))
+        probabilities, novelty = self.network.predict(padded)[1], self.network.novelty(padded)
+        scores = np.zeros(size) if novelty is None else novelty
+        for pixels, chances, score in zip(drawings, probabilities, scores, strict=False):
+            self.known[pixels.tobytes()] = chances, float(score)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _is_blob(pixels: UInt8[np.ndarray, "28 28"]) -> bool:
