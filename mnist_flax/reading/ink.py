@@ -63,8 +63,8 @@ def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator
     top = np.argpartition(contrast, -max(12, contrast.size // 500), axis=None)[-max(12, contrast.size // 500) :]
     strongest, absolute = float(np.median(contrast.ravel()[top])), float(np.median(difference.ravel()[top]))
     # Noise has a strongest contrast too, but not one that stands out from the rest.
-    noise = float(np.quantile(contrast[::4, ::4], 0.8)) if contrast.size > 4096 else 0.0
-    if absolute >= MIN_CONTRAST and strongest > 3.5 * noise:
+    noise = float(np.quantile(contrast[::4, ::4], 0.5)) if contrast.size > 4096 else 0.0
+    if absolute >= MIN_CONTRAST and strongest > 5 * noise:
         # Contrasts below a fifth of the strongest are shadows and JPEG artefacts.
         yield Tone(name, np.clip((contrast / strongest - 0.2) / 0.6, 0, 1), absolute)
 

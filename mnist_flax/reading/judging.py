@@ -11,7 +11,7 @@ from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.parts import Group
 
-THICK = 4.5  # half the width of a stroke that no pen has, in MNIST's pixels
+THICK = 6.0  # half the width of a stroke that no pen has, in MNIST's pixels
 BATCHES = (8, 32, 128)  # numbers of drawings for which programs are compiled
 
 
