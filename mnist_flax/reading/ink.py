@@ -27,11 +27,13 @@ class Tone(NamedTuple):
         name: for people.
         ink: what may be ink.
         contrast: of the strongest ink to its background, of black to white.
+        usual: whether ink is darker than the paper if the picture is bright, or lighter if it is dark.
     """
 
     name: str
     ink: Ink
     contrast: float
+    usual: bool = True
 
 
 def tones(picture: Picture) -> Iterator[Tone]:
@@ -48,8 +50,11 @@ def tones(picture: Picture) -> Iterator[Tone]:
         if name == "colour":
             yield from _against_border(values)
         for window in WINDOWS[min(values.shape) < 64 :]:
-            yield from _if_any(f"dark {name} {window}", *_against_paper(values, window))
-            yield from _if_any(f"light {name} {window}", _against_paper(1 - values, window)[1])
+            middle = float(np.median(values))
+            for tone in _if_any(f"dark {name} {window}", *_against_paper(values, window)):
+                yield tone._replace(usual=middle > 0.35)
+            for tone in _if_any(f"light {name} {window}", _against_paper(1 - values, window)[1]):
+                yield tone._replace(usual=middle < 0.65)
 
 
 def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator[Tone]:
@@ -58,8 +63,8 @@ def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator
     top = np.argpartition(contrast, -max(12, contrast.size // 500), axis=None)[-max(12, contrast.size // 500) :]
     strongest, absolute = float(np.median(contrast.ravel()[top])), float(np.median(difference.ravel()[top]))
     # Noise has a strongest contrast too, but not one that stands out from the rest.
-    noise = float(np.quantile(contrast[::4, ::4], 0.8)) if contrast.size > 4096 else 0.0
-    if absolute >= MIN_CONTRAST and strongest > 3.5 * noise:
+    noise = float(np.quantile(contrast[::4, ::4], 0.5)) if contrast.size > 4096 else 0.0
+    if absolute >= MIN_CONTRAST and strongest > 5 * noise:
         # Contrasts below a fifth of the strongest are shadows and JPEG artefacts.
         yield Tone(name, np.clip((contrast / strongest - 0.2) / 0.6, 0, 1), absolute)
 

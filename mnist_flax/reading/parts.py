@@ -11,6 +11,7 @@ from mnist_flax.reading.ink import Ink
 MAX_PARTS = 150  # more are a texture, or text
 SPECK = 0.04  # parts of less than this share of the largest part's area,
 SPECK_SIDE = 0.3  # and shorter than this share of its longer side, are dirt
+PALE = 0.75  # parts paler than this share of the largest one's ink are no ink
 NEAR = 0.3  # parts nearer to each other than this share of their height may be one digit
 MAX_STROKES = 5  # of one digit
 
@@ -71,6 +72,10 @@ class Parts:
             for i, box in boxes.items()
             if areas[i] >= SPECK * areas[largest] or max(box.height, box.width) >= SPECK_SIDE * longest
         }
+        # Edges of a sheet and remains of lines are paler than what was written.
+        solid = np.where(self.labels > 0, ink, 0)
+        strength = np.bincount(self.labels.ravel(), solid.ravel(), minlength=count + 1) / np.maximum(areas, 1)
+        self.boxes = {i: box for i, box in self.boxes.items() if strength[i] >= PALE * strength[largest]}
         self.areas = {i: float(areas[i]) for i in self.boxes}
         self.kept = sum(self.areas.values()) / max(float(areas[1:].sum()), 1.0)
 
@@ -124,7 +129,9 @@ def _near(a: Box, b: Box) -> bool:
     across = max(a.left, b.left) - min(a.right, b.right)  # negative: they overlap
     down = max(a.top, b.top) - min(a.bottom, b.bottom)
     tall = max(a.height, b.height, max(a.width, b.width) // 2)
-    return across < 0.08 * tall and down < NEAR * tall
+    # Two halves of a zero are far apart, but narrow and equally tall.
+    halves = all(box.width < 0.5 * tall and box.height > 0.7 * tall for box in (a, b))
+    return across < (0.5 if halves else 0.08) * tall and down < NEAR * tall
 
 
 def partitions(cluster: list[int]) -> list[list[frozenset[int]]]:

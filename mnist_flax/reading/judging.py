@@ -1,0 +1,74 @@
+"""Drawings judged by the network: how much each looks like a digit."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from scipy import ndimage
+
+from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading.drawing import draw
+from mnist_flax.reading.parts import Group
+
+THICK = 6.0  # half the width of a stroke that no pen has, in MNIST's pixels
+BATCHES = (8, 32, 128)  # numbers of drawings for which programs are compiled
+
+
+class Judged(NamedTuple):
+    """A group of parts, drawn and judged.
+
+    Attributes:
+        novelty: the out-of-distribution score; 0 if the network has no reference for it.
+        quality: in 0..1, how much it looks like a digit.
+    """
+
+    group: Group
+    pixels: UInt8[np.ndarray, "28 28"]
+    probabilities: Float[np.ndarray, " classes"]
+    novelty: float
+    quality: float
+
+
+class Judge:
+    """Asks the network about drawings, and remembers its answers."""
+
+    def __init__(self, network: Classifier) -> None:
+        self.network = network
+        self.known: dict[bytes, tuple[Any, float]] = {}
+
+    def __call__(self, groups: Sequence[Group]) -> list[Judged]:
+        """Draw groups of parts and let the network judge them."""
+        drawings = [draw(group.ink) for group in groups]
+        new = {pixels.tobytes(): pixels for pixels in drawings if pixels.tobytes() not in self.known}
+        for chunk in _chunks(list(new.values()), BATCHES[-1]):
+            self._learn(chunk)
+        found = [self.known[pixels.tobytes()] for pixels in drawings]
+        return [
+            Judged(group, pixels, p, novelty, 0.0 if _is_blob(pixels) else _quality(float(p.max()), novelty))
+            for group, pixels, (p, novelty) in zip(groups, drawings, found, strict=True)
+        ]
+
+    def _learn(self, drawings: list[UInt8[np.ndarray, "28 28"]]) -> None:
+        images = np.stack(drawings)
+        size = next(size for size in BATCHES if size >= len(images))
+        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0)))
+        probabilities, novelty = self.network.predict(padded)[1], self.network.novelty(padded)
+        scores = np.zeros(size) if novelty is None else novelty
+        for pixels, chances, score in zip(drawings, probabilities, scores, strict=False):
+            self.known[pixels.tobytes()] = chances, float(score)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _is_blob(pixels: UInt8[np.ndarray, "28 28"]) -> bool:
+    """Whether a drawing is thicker somewhere than a pen can be."""
+    depth: Any = ndimage.distance_transform_edt(pixels > 127)
+    return float(depth.max()) > THICK
+
+
+def _quality(probability: float, novelty: float) -> float:
+    return float(np.clip((1.3 - novelty) / 0.5, 0, 1) * np.clip((probability - 0.4) / 0.5, 0, 1))

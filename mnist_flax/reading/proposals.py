@@ -1,0 +1,170 @@
+"""The ways to read a picture, each with a score; the best one is taken.
+
+A reading says what is ink (`ink.tones`), which parts of it belong together (`parts`), and what is only beside the
+digits: lines, frames, edges. The network judges all drawings; the score weighs how much of the ink they explain.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading.image import Picture
+from mnist_flax.reading.ink import Tone, tones, without_lines
+from mnist_flax.reading.judging import Judge, Judged
+from mnist_flax.reading.parts import MAX_PARTS, Box, Parts, cuts, partitions
+
+
+class Reading(NamedTuple):
+    """One way to read a picture.
+
+    Attributes:
+        score: how good a reading it is.
+        explained: the share of its ink that lies in digits.
+    """
+
+    name: str
+    digits: list[Judged]
+    score: float
+    explained: float
+
+
+def best_reading(network: Classifier, picture: Picture) -> Reading | None:
+    """The reading with the highest score, None if there is no ink; stops at one that is certain."""
+    judge, best = Judge(network), None
+    for tone in _tones(picture):
+        for reading in _readings(tone, judge):
+            if reading.digits and (best is None or reading.score > best.score):
+                best = reading
+        if best is not None and _is_certain(best):
+            break
+    return best
+
+
+def _is_certain(reading: Reading) -> bool:
+    return (
+        reading.explained > 0.97
+        and reading.score > 1.4
+        and all(j.novelty < 0.75 and j.probabilities.max() > 0.97 for j in reading.digits)
+        and "border" not in reading.name.split(",")[1:]
+    )
+
+
+def _tones(picture: Picture) -> Iterator[Tone]:
+    """Readings of the picture's tones, each also without lines if there are any."""
+    for tone in tones(picture):
+        yield tone
+        cleaned = without_lines(tone.ink)
+        if cleaned is not None:
+            yield tone._replace(name=f"{tone.name}, without lines", ink=cleaned)
+
+
+def _readings(tone: Tone, judge: Judge) -> Iterator[Reading]:
+    parts = Parts(tone.ink)
+    if not parts.boxes or len(parts.boxes) > MAX_PARTS:
+        return
+    name, every, inner = tone.name, list(parts.boxes), parts.without_border()
+    whole = _best_partition(name, tone, parts, every, judge)
+    yield whole
+    if inner and len(inner) < len(every):
+        yield _best_partition(f"{name}, inner", tone, parts, inner, judge)
+    if len(every) > 1 and whole.explained < 0.8:
+        if len(every) <= 6:
+            yield _reading(f"{name}, as one", tone, parts, judge([parts.group(every)]))
+        largest = max(every, key=lambda part: parts.areas[part])
+        yield _reading(f"{name}, largest", tone, parts, judge([parts.group([largest])]))
+
+
+def _best_partition(name: str, tone: Tone, parts: Parts, chosen: list[int], judge: Judge) -> Reading:
+    """The reading in which each cluster of parts is divided into digits in the best way."""
+    ways = [partitions(cluster) for cluster in parts.clusters(chosen)]
+    groups = {group: parts.group(group) for cluster in ways for way in cluster for group in way}
+    judged = dict(zip(groups, judge(list(groups.values())), strict=True))
+    digits: list[Judged] = []
+    for cluster in ways:
+        best = max(cluster, key=lambda way: _value([judged[group] for group in way]))
+        digits += [judged[group] for group in best]
+    digits = [half for digit in digits for half in _cut(digit, judge)]
+    return _reading(name, tone, parts, _without_strips(_without_frames(digits), parts.ink.shape))
+
+
+def _without_frames(digits: list[Judged]) -> list[Judged]:
+    """Digits without what is around them: a box, a frame."""
+    frames = [
+        digit
+        for digit in digits
+        if digit.quality < 0.5
+        and any(other is not digit and _encloses(digit.group.box, other.group.box) for other in digits)
+    ]
+    return [digit for digit in digits if not any(digit is frame for frame in frames)]
+
+
+def _without_strips(digits: list[Judged], shape: tuple[int, ...]) -> list[Judged]:
+    """Digits without what only looks like one beside them: the picture's edge, a shadow there, a piece of a line."""
+    if len(digits) < 2:
+        return digits
+    inner = [digit for digit in digits if not _touches(digit.group.box, shape)]
+    digits = inner or digits
+    good = [max(d.group.box.height, d.group.box.width) for d in digits if d.quality > 0.5 and not is_thin(d.group.box)]
+    if not good:
+        return digits
+    height = float(np.median(good))
+
+    def is_line(box: Box) -> bool:
+        longer, thinness = max(box.height, box.width), min(box.height, box.width) / max(box.height, box.width)
+        return longer > (1.12 if thinness < 0.12 else 1.3) * height and thinness < 0.3
+
+    return [digit for digit in digits if not is_line(digit.group.box)] or digits
+
+
+def _encloses(a: Box, b: Box) -> bool:
+    return a.top <= b.top and a.left <= b.left and a.bottom >= b.bottom and a.right >= b.right
+
+
+def _touches(box: Box, shape: tuple[int, ...]) -> bool:
+    return box.top <= 1 or box.left <= 1 or box.bottom >= shape[0] - 1 or box.right >= shape[1] - 1
+
+
+def is_thin(box: Box) -> bool:
+    """Whether a box is as narrow as that of a one, a line or an edge."""
+    return min(box.height, box.width) < 0.3 * max(box.height, box.width)
+
+
+def _value(way: list[Judged]) -> float:
+    """How well parts are explained as these digits.
+
+    One good digit is better than several: two halves of a zero look like ones. But a stack of digits looks like a one.
+    """
+    area = sum(judged.group.area for judged in way)
+    explained = sum(judged.group.area * judged.quality for judged in way) / area
+    if len(way) == 1 and len(way[0].group.parts) > 1:
+        return explained + (-0.1 if is_thin(way[0].group.box) else 0.1)
+    return explained
+
+
+def _cut(digit: Judged, judge: Judge) -> list[Judged]:
+    """A drawing that is no digit as two that touch, if both of these are."""
+    if digit.quality > 0.5:
+        return [digit]
+    pairs = [judge(list(pair)) for pair in cuts(digit.group)]
+    best = max(pairs, key=lambda pair: min(half.quality for half in pair), default=None)
+    return best if best is not None and min(half.quality for half in best) > 0.6 else [digit]
+
+
+def _reading(name: str, tone: Tone, parts: Parts, digits: list[Judged]) -> Reading:
+    """A reading with its score: how well its ink is explained, how much of all ink that is, how strong the ink is."""
+    area = sum(judged.group.area for judged in digits)
+    explained = sum(judged.group.area * judged.quality for judged in digits) / max(area, 1.0)
+    novelty = sum(judged.group.area * min(judged.novelty, 3.0) for judged in digits) / max(area, 1.0)
+    kept = parts.kept * area / max(sum(parts.areas.values()), 1.0)
+    # Edges, rules and whatever else is long and thin look like ones: a reading without them is better.
+    thin = sum(d.group.area for d in digits if is_thin(d.group.box)) / max(area, 1.0)
+    score = explained + 0.5 * kept - 0.3 * novelty + 0.25 * min(1.0, tone.contrast / 0.5) - 0.2 * thin
+    score -= 0.25 * (not tone.usual)
+    if thin == 1 and "without lines" in name:
+        score -= 0.4  # pieces of lines
+    if any(_encloses(a.group.box, b.group.box) for a, b in itertools.permutations(digits[:20], 2)):
+        score -= 0.5  # a drawing with things in it, such as a face
+    return Reading(name, digits, score, explained)
