@@ -24,7 +24,7 @@ from mnist_flax import data
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier
-from mnist_flax.reading import judge
+from mnist_flax.reading import answers
 
 GROUPS = ("one digit", "several digits", "no digit")
 OUTCOMES = ("right", "partly", "wrong", "refused", "crashed")
@@ -95,9 +95,9 @@ def ask(network: classifier.Classifier, picture: Picture, folder: Path) -> Answe
     path = folder / f"picture{picture.suffix}"
     path.write_bytes(picture.data)
     start = time.perf_counter()
-    answer = judge.answer(network, path).result
+    answer = answers.answer(network, path).result
     found = named(answer)
-    result = "crashed" if judge.is_unforeseen(answer) else outcome(picture.labels, found)
+    result = "crashed" if answers.is_unforeseen(answer) else outcome(picture.labels, found)
     return Answer(picture, found, result, time.perf_counter() - start)
 
 

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     found = find_files(options.images, options.recursive)
     from mnist_flax.inference.classifier import load
-    from mnist_flax.reading.judge import answer, hint, inputs
+    from mnist_flax.reading.answers import answer, hint, inputs
     from mnist_flax.views.annotate import Folder, annotated
 
     folder = Folder(options.annotate, found.files) if options.annotate else None

@@ -97,7 +97,7 @@ def test_a_reader_that_raises_has_crashed(monkeypatch, tmp_path):
     def fail(data):
         raise ValueError(data)
 
-    monkeypatch.setattr("mnist_flax.reading.judge.decode", fail)
+    monkeypatch.setattr("mnist_flax.reading.answers.decode", fail)
     answer = ask(mnist_flax.load(), Picture("kind", "one digit", b"data", ".png", ("3",)), tmp_path)
     assert answer[1:3] == ((), "crashed")
 

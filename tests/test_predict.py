@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import mnist_flax
 from mnist_flax import predict
-from mnist_flax.reading import judge
+from mnist_flax.reading import answers
 
 
 def hostile(tmp_path):
@@ -125,7 +125,7 @@ def test_why_no_digit_is_named_is_said(tmp_path, capsys):
 def test_a_mistake_in_the_reader_costs_one_file_its_answer(tmp_path, capsys, monkeypatch):
     for name in ("a.png", "b.png"):
         row_of_ones(1).save(tmp_path / name)
-    read = judge.read
+    read = answers.read
     faults = [TypeError("no\nluck")]
 
     def fails_once(*arguments):
@@ -133,7 +133,7 @@ def test_a_mistake_in_the_reader_costs_one_file_its_answer(tmp_path, capsys, mon
             raise faults.pop()
         return read(*arguments)
 
-    monkeypatch.setattr(judge, "read", fails_once)
+    monkeypatch.setattr(answers, "read", fails_once)
     out, err = run(capsys, tmp_path)
     assert err == f"{tmp_path}/a.png: it could not be read (TypeError: no); please report this picture\n"
     assert out.startswith(f"{tmp_path}/b.png: 1 (")
@@ -158,7 +158,7 @@ def test_folders_are_searched_for_images(tmp_path, capsys):
     nothing.mkdir()
     assert predict.find_files([str(nothing), "-"]) == ([nothing, None], 0, 0)
     assert predict.left_out(predict.find_files(["-"])) == ""
-    answer = judge.answer(mnist_flax.load(), nothing).result
+    answer = answers.answer(mnist_flax.load(), nothing).result
     assert answer["verdict"] == "unreadable"
     assert "no images are to be found" in answer["error"]
 

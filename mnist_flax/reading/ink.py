@@ -12,6 +12,7 @@ from mnist_flax.reading.image import Picture
 Ink = Float[np.ndarray, "h w"]  # 0 background .. 1 strongest
 Mask = Bool[np.ndarray, "h w"]
 
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 MIN_CONTRAST = 0.1  # of black to white; less is paper grain
 # Sides of the windows in which paper is looked for, as shares of the picture's: larger than a pen is wide, smaller than
 # a shadow is.
@@ -38,7 +39,7 @@ class Tone(NamedTuple):
 
 def tones(picture: Picture) -> Iterator[Tone]:
     """Readings of a picture's tones, the most likely ones first."""
-    grey = picture.rgb @ np.float32([0.299, 0.587, 0.114])
+    grey = picture.rgb @ LUMINANCE
     opaque = picture.alpha > 0.5
     if opaque.mean() <= 1 / 3:
         yield from _if_any("opaque", picture.alpha)
@@ -95,8 +96,8 @@ def _principal_colour(rgb: Float[np.ndarray, "h w 3"]) -> Ink | None:
     """The picture along the direction in which its colours vary most, if that tells more than grey does."""
     pixels = rgb.reshape(-1, 3)[:: max(1, rgb.size // 60_000)]
     values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
-    grey = np.float32([0.299, 0.587, 0.114])
-    if values[-1] < 1.5 * (grey @ np.cov(pixels, rowvar=False) @ grey) / (grey @ grey) or values[-1] < 1e-4:
+    grey = float(np.var(pixels @ LUMINANCE) / np.square(LUMINANCE).sum())
+    if values[-1] < 1.5 * grey or values[-1] < 1e-4:
         return None
     along = (rgb - pixels.mean(0)) @ vectors[:, -1].astype(np.float32)
     low, high = np.quantile(along, (0.002, 0.998))
@@ -117,11 +118,11 @@ def without_lines(ink: Ink) -> Ink | None:
         # A line may be tilted a little: it is looked for in a mask that is two pixels wider to each side.
         wide = ndimage.maximum_filter1d(mask.astype(np.uint8), 5, axis=1 - axis)
         run = ndimage.maximum_filter1d(ndimage.minimum_filter1d(wide, length, axis=axis), length, axis=axis)
-        line = (run > 0) & mask & (thick == 0)
+        line: Mask = (run > 0) & mask & (thick == 0)
         if not line.any():
             continue
         found = True
-        line = ndimage.binary_dilation(line, iterations=2)
+        line = np.asarray(ndimage.binary_dilation(line, iterations=2))
         result[line] = 0
         size = (1, 2 * width + 1) if axis == 0 else (2 * width + 1, 1)
         mended = ndimage.grey_closing(result, size=size)

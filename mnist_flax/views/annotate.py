@@ -20,7 +20,7 @@ def annotated(data: bytes, picture: Picture, result: dict[str, Any]) -> Image.Im
     Args:
         data: the file.
         picture: the same, decoded.
-        result: the answer about it, with the keys of `judge.describe`.
+        result: the answer about it, with the keys of `answers.describe`.
     """
     image = _to_look_at(data, picture)
     height, width = picture.alpha.shape

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from mnist_flax.errors import UserError
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
-from mnist_flax.reading import image, judge
+from mnist_flax.reading import answers, image
 from mnist_flax.reading.reader import read
 from mnist_flax.views.server import MAX_BYTES, Guard, Rate, read_body, refusal
 
@@ -31,10 +31,10 @@ RATE = 300.0  # predictions a second, of all visitors together
 
 
 def look(network: Classifier, data: bytes) -> dict[str, Any]:
-    """All there is to show of one image file: the answer, the network's input and what its blocks make of that.
+    """All that the page shows of one image file: the answer, the network's input and the outputs of its blocks.
 
-    Keys: those of `judge.describe`, but boxes are shares of the picture's width and height; `hint`, what would help if
-    no digit is named; `pixels`, 28×28 bytes, and `maps`, a list of blocks, None if there is no ink. If there are
+    Keys: those of `answers.describe`, but boxes are shares of the picture's width and height; `hint`, what would help
+    if no digit is named; `pixels`, 28×28 bytes, and `maps`, a list of blocks, None if there is no ink. If there are
     several digits, `probabilities`, `pixels` and `maps` are the first one's.
 
     Raises:
@@ -42,14 +42,14 @@ def look(network: Classifier, data: bytes) -> dict[str, Any]:
     """
     picture = image.decode(data, MAX_PIXELS)
     page = read(network, picture)
-    seen = {**judge.describe(network, page), "hint": judge.hint(page, picture), "pixels": None, "maps": None}
+    seen = {**answers.describe(network, page), "hint": answers.hint(page, picture), "pixels": None, "maps": None}
     height, width = (picture.scale * side for side in picture.alpha.shape)
     for digit in seen["digits"]:
         digit["box"] = [min(1.0, edge / side) for edge, side in zip(digit["box"], 2 * (width, height), strict=True)]
     if page.digits:
-        seen["probabilities"] = judge.by_class(network, page.digits[0].probabilities)
+        seen["probabilities"] = answers.by_class(network, page.digits[0].probabilities)
     if page.best is not None:
-        first = judge.inputs(page)[0]
+        first = answers.inputs(page)[0]
         outputs = network.activations(first[None])
         seen["pixels"] = _base64(first)
         seen["maps"] = [{"name": name, **quantised(outputs[name][0])} for name in BLOCKS]

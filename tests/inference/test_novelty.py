@@ -8,7 +8,7 @@ from mnist_flax import data
 from mnist_flax.errors import UserError
 from mnist_flax.inference import novelty, weights
 from mnist_flax.inference.classifier import Classifier
-from mnist_flax.reading import judge
+from mnist_flax.reading import answers
 from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.reader import read
 
@@ -38,17 +38,17 @@ def test_features_are_the_later_blocks_averaged():
 def test_what_is_no_digit_is_told_from_what_is():
     network = mnist_flax.load()
     digits = data.load("digits", None, 0).test.images[:100]
-    _, verdicts = judge.judge(network, np.stack([draw(picture) for picture in digits / np.float32(255)]))
+    _, verdicts = answers.judge(network, np.stack([draw(picture) for picture in digits / np.float32(255)]))
     assert verdicts.count("digit") / len(digits) > 0.9
     kinds = (strangers.scribbles, strangers.polygons, strangers.stripes)
     drawings = [1 - kind(np.random.RandomState(seed)) for kind in kinds for seed in range(20)]
     images = np.stack([draw(ink) for ink in drawings])
-    _, verdicts = judge.judge(network, images)
+    _, verdicts = answers.judge(network, images)
     assert verdicts.count("not like a digit") / len(verdicts) > 0.7
     # A network of which nothing but its weights is known goes by probability.
     plain = Classifier(network.variables, network.card)
     assert plain.novelty(images) is None
-    assert set(judge.judge(plain, images)[1]) == {"digit", "unclear"}
+    assert set(answers.judge(plain, images)[1]) == {"digit", "unclear"}
 
 
 def test_most_fonts_digits_are_named():

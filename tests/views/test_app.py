@@ -26,7 +26,7 @@ import mnist_flax
 from mnist_flax import demo
 from mnist_flax.errors import UserError
 from mnist_flax.model import BLOCKS
-from mnist_flax.reading import judge
+from mnist_flax.reading import answers
 from mnist_flax.views import app, server
 
 EXAMPLES = app.PAGE / "examples"
@@ -87,8 +87,8 @@ def test_the_answer_is_predicts_with_what_the_network_sees(port, network):
     status, _, content = ask(port, body=THREE.read_bytes())
     assert status == 200
     answer = json.loads(content)
-    expected, _, _, page = judge.answer(network, THREE)
-    [pixels] = judge.inputs(page)
+    expected, _, _, page = answers.answer(network, THREE)
+    [pixels] = answers.inputs(page)
     for key in ("digit", "verdict"):
         assert answer[key] == expected[key]
     assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
