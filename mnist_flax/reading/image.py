@@ -59,7 +59,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
         raise UserError(f"it is not an image ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"it has more than {max_pixels:,} pixels") from error
-    except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:  # Pillow on damaged files
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
         raise UserError(f"it is damaged ({error})") from error
 
 

@@ -28,12 +28,14 @@ class Tone(NamedTuple):
         name: for people.
         ink: what may be ink.
         contrast: of the strongest ink to its background, of black to white.
+        kept: the share of its ink that is left after lines are removed; 1 if none were.
         usual: whether ink is darker than the paper if the picture is bright, or lighter if it is dark.
     """
 
     name: str
     ink: Ink
     contrast: float
+    kept: float = 1.0
     usual: bool = True
 
 
@@ -61,7 +63,8 @@ def tones(picture: Picture) -> Iterator[Tone]:
 def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator[Tone]:
     """The ink of a map of contrasts, if there is any; `difference` has them in grey levels if `contrast` does not."""
     difference = contrast if difference is None else difference
-    top = np.argpartition(contrast, -max(12, contrast.size // 500), axis=None)[-max(12, contrast.size // 500) :]
+    count = min(max(12, contrast.size // 500), contrast.size)
+    top = np.argpartition(contrast, -count, axis=None)[-count:]
     strongest, absolute = float(np.median(contrast.ravel()[top])), float(np.median(difference.ravel()[top]))
     # Noise has a strongest contrast too, but not one that stands out from the rest.
     noise = float(np.quantile(contrast[::4, ::4], 0.5)) if contrast.size > 4096 else 0.0
@@ -95,7 +98,7 @@ def _against_paper(grey: Ink, window: float) -> tuple[Ink, Ink]:
 def _principal_colour(rgb: Float[np.ndarray, "h w 3"]) -> Ink | None:
     """The picture along the direction in which its colours vary most, if that tells more than grey does."""
     pixels = rgb.reshape(-1, 3)[:: max(1, rgb.size // 60_000)]
-    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
+    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False, bias=True))
     grey = float(np.var(pixels @ LUMINANCE) / np.square(LUMINANCE).sum())
     if values[-1] < 1.5 * grey or values[-1] < 1e-4:
         return None

@@ -58,7 +58,8 @@ def _tones(picture: Picture) -> Iterator[Tone]:
         yield tone
         cleaned = without_lines(tone.ink)
         if cleaned is not None:
-            yield tone._replace(name=f"{tone.name}, without lines", ink=cleaned)
+            kept = float((cleaned > 0.5).sum() / max((tone.ink > 0.5).sum(), 1))
+            yield tone._replace(name=f"{tone.name}, without lines", ink=cleaned, kept=kept)
 
 
 def _readings(tone: Tone, judge: Judge) -> Iterator[Reading]:
@@ -158,7 +159,7 @@ def _reading(name: str, tone: Tone, parts: Parts, digits: list[Judged]) -> Readi
     area = sum(judged.group.area for judged in digits)
     explained = sum(judged.group.area * judged.quality for judged in digits) / max(area, 1.0)
     novelty = sum(judged.group.area * min(judged.novelty, 3.0) for judged in digits) / max(area, 1.0)
-    kept = parts.kept * area / max(sum(parts.areas.values()), 1.0)
+    kept = tone.kept * parts.kept * area / max(sum(parts.areas.values()), 1.0)
     # Edges, rules and whatever else is long and thin look like ones: a reading without them is better.
     thin = sum(d.group.area for d in digits if is_thin(d.group.box)) / max(area, 1.0)
     score = explained + 0.5 * kept - 0.3 * novelty + 0.25 * min(1.0, tone.contrast / 0.5) - 0.2 * thin

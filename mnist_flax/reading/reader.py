@@ -88,7 +88,9 @@ def in_reading_order(digits: list[Judged]) -> list[tuple[Judged, int]]:
 
 
 def _beside(a: Box, b: Box) -> bool:
-    """Whether two digits stand in one line: they overlap in height, and not across."""
+    """Whether two digits stand in one line: they overlap in height, and not across; an exponent may be higher."""
     down = min(a.bottom, b.bottom) - max(a.top, b.top)
     across = min(a.right, b.right) - max(a.left, b.left)
-    return down > 0.35 * min(a.height, b.height) and across < 0.5 * min(a.width, b.width)
+    small, large = sorted((a.height, b.height))
+    enough = 0.35 * small if small > 0.7 * large else -0.2 * large
+    return down > enough and -1.5 * large < across < 0.5 * min(a.width, b.width)
