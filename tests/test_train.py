@@ -67,7 +67,7 @@ def test_what_it_leaves(finished):
         assert row["images_per_second"] * row["seconds"] == pytest.approx(1319)
     config = json.loads((workdir / "config.json").read_text())
     assert (config["dataset"], config["epochs"], config["val_size"]) == ("digits", 6, 119)
-    variables, card = load_run(workdir)
+    variables, card, _ = load_run(workdir)
     assert card["epoch"] == summary["best_epoch"]
     assert set(card["normalization"]) == {"mean", "std"}
     assert len(to_pytorch(variables)) == 8 * 5 + 1 + 2
@@ -89,7 +89,7 @@ def test_tensorboard_shows_it(finished):
 
 def assert_same_records(workdir, reference):
     assert rows(workdir) == rows(reference)
-    (ours, _), (theirs, _) = load_run(workdir), load_run(reference)
+    ours, theirs = (load_run(path)[0] for path in (workdir, reference))
     for name, value in to_pytorch(theirs).items():
         np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
     events = EventAccumulator(str(workdir))
@@ -307,7 +307,7 @@ def test_several_seeds(tmp_path):
     for seed in (4, 5, 6):
         assert_same_records(tmp_path / f"killed/seed-{seed}", tmp_path / f"whole/seed-{seed}")
     (tmp_path / "whole").rename(tmp_path / "best")  # a run may be called what its checkpoints are
-    _, card = load_run(tmp_path / "best")
+    _, card, _ = load_run(tmp_path / "best")
     assert card["val_accuracy"] == max(result["val_accuracy"] for result in summary["seeds"])
     assert card["seed"] in (4, 5, 6)
 

@@ -1,6 +1,7 @@
 """A trained network on disk: a safetensors file with its card in the header, or the best checkpoint of a run."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mnist_flax.files import write_bytes
 from mnist_flax.inference import novelty
 from mnist_flax.inference.card import check
 from mnist_flax.model import NUM_CLASSES, variable_shapes
+from mnist_flax.training.run_directory import NETWORK
 
 _CARD = "card"  # the header's one entry, as JSON
 _REFERENCE = "reference"
@@ -64,8 +66,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     return variables, card, reference and novelty.Reference(**reference)
 
 
-def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables and card of a run's best checkpoint.
+def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
+    """Variables, card and reference of a run's best checkpoint.
 
     `directory` is a run directory or its `best` directory. Of a run of several seeds it is the network with the highest
     validation accuracy (then the lowest validation loss).
@@ -76,8 +78,9 @@ def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     candidates = [best for best in (directory / "best", *directory.glob("seed-*/best")) if best.is_dir()]
     if not candidates and directory.name != "best":
         raise UserError(f"{directory} holds no checkpoint ({directory / 'best'} does not exist)")
-    found = [_load_checkpoint(best) for best in candidates or [directory]]
-    return max(found, key=lambda loaded: (loaded[1]["val_accuracy"], -loaded[1]["val_loss"]))
+    found = [(*_load_checkpoint(best), best) for best in candidates or [directory]]
+    variables, card, best = max(found, key=lambda loaded: (loaded[1]["val_accuracy"], -loaded[1]["val_loss"]))
+    return _calibrated(variables, card, best.parent / NETWORK)
 
 
 def _load_checkpoint(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,3 +94,19 @@ def _load_checkpoint(best: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if restored is None:
         raise UserError(f"{best} holds no finished checkpoint")
     return restored[0], check(restored[1], best, required=("val_accuracy", "val_loss"))
+
+
+def _calibrated(
+    variables: dict[str, Any], card: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
+    """A checkpoint with the temperature and reference in `path`, if they were fitted for these very variables."""
+    if not path.exists():
+        return variables, card, None
+    try:
+        fitted, fitted_card, reference = load(path)
+    except UserError as error:
+        warnings.warn(f"{error}; the network is used without its temperature and reference", stacklevel=2)
+        return variables, card, None
+    if not jax.tree.all(jax.tree.map(np.array_equal, fitted, variables)):
+        return variables, card, None
+    return variables, {**fitted_card, **card}, reference

@@ -48,6 +48,9 @@ class Checkpoints:
             finished = [int(path.name) for path in _numbered(directory)]
             self._sound, self._damaged = _inspect(directory) if read_only else (finished, [])
             self._manager = None if read_only else ocp.CheckpointManager(directory.absolute())
+        # By default Orbax waits until all processes of a job read; who reads only may be alone, as the report is.
+        alone = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}} if read_only else {}
+        self._readers = ocp.options.MultiprocessingOptions(**alone)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Write a checkpoint; returns when it is complete on disk."""
@@ -82,8 +85,8 @@ class Checkpoints:
         path = self.directory.absolute() / str(step)
         with (
             _explained(f"cannot read {self.directory / str(step)}"),
-            ocp.StandardCheckpointer() as arrays,
-            ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json,
+            ocp.StandardCheckpointer(multiprocessing_options=self._readers) as arrays,
+            ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=self._readers) as json,
         ):
             return arrays.restore(path / "state", like), json.restore(path / "metadata")
 

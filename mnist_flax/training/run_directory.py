@@ -12,12 +12,19 @@ from mnist_flax.config import CARRYING_OUT, Config, flag
 from mnist_flax.errors import UserError
 from mnist_flax.files import read_json, write_json
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, NETWORK = "config.json", "summary.json", "network.safetensors"
 # What a run writes; `--overwrite` deletes these and nothing else.
 OWN_FILES = (
-    *(CONFIG, "metrics.jsonl", SUMMARY, "best", "last", "hparams", "report"),
+    *(CONFIG, "metrics.jsonl", SUMMARY, NETWORK, "best", "last", "hparams", "report"),
     *("events.out.tfevents.*", "seed-[0-9]*"),
 )
+
+
+def seed_directories(config: Config) -> list[Path]:
+    """Where each seed's own files are: in directories of their own if there are several."""
+    if config.num_seeds == 1:
+        return [config.workdir]
+    return [config.workdir / f"seed-{config.seed + i}" for i in range(config.num_seeds)]
 
 
 def require_writable(workdir: Path) -> None:

@@ -13,7 +13,7 @@ from mnist_flax.training.checkpoint import Checkpoints, resumable
 from mnist_flax.training.mesh import to_host
 from mnist_flax.training.records import TensorBoard, write_history
 from mnist_flax.training.run import Progress, Run, of_replica
-from mnist_flax.training.run_directory import SUMMARY
+from mnist_flax.training.run_directory import SUMMARY, seed_directories
 from mnist_flax.training.selection import Row, best_epoch
 
 
@@ -25,10 +25,10 @@ class RunFiles:
     """
 
     def __init__(self, run: Run) -> None:
-        workdir, seeds = run.config.workdir, run.seeds
+        workdir = run.config.workdir
         self.is_main = jax.process_index() == 0
         self.workdir = workdir
-        self.directories = [workdir / f"seed-{seed}" if len(seeds) > 1 else workdir for seed in seeds]
+        self.directories = seed_directories(run.config)
         self.best = [Checkpoints(directory / "best") for directory in self.directories]
         self.last = Checkpoints(workdir / "last")
         self.boards: list[TensorBoard] = []
