@@ -89,9 +89,12 @@ def test_tensorboard_shows_it(finished):
 
 def assert_same_records(workdir, reference):
     assert rows(workdir) == rows(reference)
-    ours, theirs = (load_run(path)[0] for path in (workdir, reference))
+    (ours, card, fitted), (theirs, expected_card, expected) = load_run(workdir), load_run(reference)
     for name, value in to_pytorch(theirs).items():
         np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
+    assert card["temperature"] == expected_card["temperature"]
+    for part, value in zip(fitted, expected, strict=True):
+        np.testing.assert_array_equal(part, value)
     events = EventAccumulator(str(workdir))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/val")] == [row["epoch"] for row in rows(workdir)]
@@ -220,6 +223,16 @@ def test_a_finished_run_is_not_redone(finished):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
+def test_a_run_killed_before_it_was_calibrated_is_when_it_is_run_again(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "network.safetensors").unlink()
+    status, out, err = train(*DIGITS, "--epochs", 6, "--workdir", workdir)
+    assert (status, err) == (0, "")
+    assert "holds a finished run" in out
+    assert_same_run(workdir, finished[0])
+
+
 def refused(*arguments, **options):
     """The message of a command that must fail in one sentence with status 2."""
     status, _, err = train(*arguments, **options)
@@ -273,6 +286,7 @@ def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
     assert "Val (the test set):" in out
     assert "the best epoch was selected on the test set itself" in out
     assert json.loads((tmp_path / "summary.json").read_text())["selection_split"] == "test"
+    assert not (tmp_path / "network.safetensors").exists()  # nothing was held out to fit it to
     assert json.loads((tmp_path / "summary.json").read_text())["devices"].startswith("4 x")
 
 

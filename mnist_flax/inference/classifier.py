@@ -17,7 +17,8 @@ from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
 from mnist_flax.model import MNISTNet
 from mnist_flax.training.mesh import compile_for_one_device
 
-BATCH = 1000
+# Larger batches fall out of a CPU's caches: 10,000 images take 1.2 to 1.6 times as long in batches of 1,000.
+BATCH = 250
 PRETRAINED = Path(__file__).with_name("pretrained.safetensors")
 
 
@@ -77,7 +78,7 @@ class Classifier:
 # Networks of one normalisation, such as a run's seeds, share their compiled programs.
 @functools.cache
 def _compiled_log_probabilities(normalization: Normalization) -> Any:
-    def log_probabilities(variables: Any, temperature: float, images: Array, *, shifts: int) -> Array:
+    def log_probabilities(variables: Any, temperature: Float[Array, ""], images: Array, *, shifts: int) -> Array:
         steps = range(-shifts, shifts + 1)
         moved = jnp.concatenate([_shift(images, down, right) for down in steps for right in steps])
         logits: Any = MNISTNet().apply(variables, normalization(moved))
