@@ -42,6 +42,7 @@ MOMENTS = {
     "write of last": {"Checkpoints.save to last"},
     "records": {"write_history", "TensorBoard.add_epoch"},
     "final test": {"test_best"},
+    "calibration": {"calibrate_run"},
     "steps": {"train_epoch"},
 }
 START = "start"
@@ -99,7 +100,7 @@ def records(workdir: Path) -> dict[str, Any]:
     from mnist_flax.training.programs import RUN_ONCE, create_state
     from mnist_flax.training.records import read_history
 
-    variables, card = load_run(workdir)
+    variables, card, reference = load_run(workdir)
     config = Config.from_json(json.loads((workdir / "config.json").read_text()))
     create = functools.partial(create_state, config=config, total_steps=1)
     state = jax.jit(create, compiler_options=RUN_ONCE)(np.uint32(config.seed))
@@ -111,8 +112,8 @@ def records(workdir: Path) -> dict[str, Any]:
     events.Reload()
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     return {
-        "arrays": [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((variables, last))],
-        "card": {name: card[name] for name in ("epoch", "step", "val_accuracy", "val_loss")},
+        "arrays": [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((variables, last, reference))],
+        "card": {name: card[name] for name in ("epoch", "step", "val_accuracy", "val_loss", "temperature")},
         "metrics": [{name: value for name, value in row.items() if name not in TIMES} for row in rows],
         "scalars": {tag: values for tag, values in scalars.items() if tag not in TIMES},
     }

@@ -118,11 +118,6 @@ def corrupted(name: str, images: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(result, 0, 1)).astype(np.uint8)
 
 
-def fit_temperature(network: classifier.Classifier, validation: data.Examples) -> float:
-    """The temperature that calibrates `network` best on images that were held out."""
-    return metrics.fit_temperature(validation.labels, network.log_probabilities(validation.images))
-
-
 def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     """Tables of accuracy on corrupted and foreign digits, of calibration, and of what `predict` says of no digits."""
     mnist = data.load("mnist", data_dir, network.card["config"]["val_size"])
@@ -138,13 +133,14 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
         error = metrics.calibration_error(labels, log_probabilities)
         figures = f"{100 * correct / len(labels):.2f} ({100 * low:.2f}–{100 * high:.2f})"
         lines.append(f"| {name} | {figures} | {error:.3f} |")
-    uncalibrated = classifier.Classifier(network.variables, {**network.card, "temperature": 1.0})
-    temperature = fit_temperature(uncalibrated, mnist.validation)
     images, labels = mnist.test
-    before = uncalibrated.log_probabilities(images)
-    after = metrics.scaled(before, temperature)
+    after = network.log_probabilities(images)
+    before = metrics.scaled(after, 1 / network.temperature)
     lines += ["", "| on MNIST's test set | calibration error | loss |", "| --- | --- | --- |"]
-    for name, scores in (("as trained", before), (f"temperature {temperature:.3f}, fitted on validation", after)):
+    for name, scores in (
+        ("as trained", before),
+        (f"temperature {network.temperature:.3f}, fitted on validation", after),
+    ):
         error, loss = metrics.calibration_error(labels, scores), metrics.cross_entropy(labels, scores)
         lines.append(f"| {name} | {error:.4f} | {loss:.4f} |")
     return "\n".join([*lines, "", strangers.table(network, mnist, foreign)])

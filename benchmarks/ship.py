@@ -9,7 +9,8 @@ from pathlib import Path
 from benchmarks import robustness
 from mnist_flax import data
 from mnist_flax.cli import command
-from mnist_flax.inference import classifier, novelty
+from mnist_flax.inference import classifier
+from mnist_flax.inference.calibration import calibrate
 from mnist_flax.inference.evaluation import evaluate
 from mnist_flax.inference.formats import export
 
@@ -83,11 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     network = classifier.load(options.run)
     mnist = data.load("mnist", options.data_dir, network.card["config"]["val_size"])
-    temperature = robustness.fit_temperature(network, mnist.validation)
-    features, labels = network.features(mnist.train.images), mnist.train.labels
-    reference = novelty.fit(features, labels, network.features(mnist.validation.images))
-    calibrated = classifier.Classifier(network.variables, {**network.card, "temperature": temperature}, reference)
-    export(calibrated, "safetensors", classifier.PRETRAINED)
+    export(calibrate(network, mnist), "safetensors", classifier.PRETRAINED)
     CARD.write_text(model_card(options.run, options.data_dir))
     print(f"wrote {classifier.PRETRAINED} and {CARD}")
 

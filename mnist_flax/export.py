@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_flax.cli import ArgumentParser, command, show
+from mnist_flax.errors import UserError
 
-FORMATS = ("safetensors", "pytorch", "stablehlo", "onnx")
+PROGRAMS = ("stablehlo", "onnx")  # the others hold weights
+FORMATS = ("safetensors", "pytorch", *PROGRAMS)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -14,7 +16,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         "export",
         "Write a trained network to a file for other programs, and check it. StableHLO and ONNX take uint8 images "
-        "(n, 28, 28) and return logits (n, 10).",
+        "(n, 28, 28) and return logits (n, 10), or probabilities.",
         "runs/mnist_training --format onnx --output mnist.onnx",
     )
     parser.add_checkpoint()
@@ -26,8 +28,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="--format pytorch: safetensors if the name ends in .safetensors, otherwise a file for torch.load",
     )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="the file returns calibrated probabilities (stablehlo and onnx)"
+    )
     parser.add_json()
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.probabilities and options.format not in PROGRAMS:
+        raise UserError(f"--probabilities is for {' and '.join(PROGRAMS)}: a {options.format} file holds only weights")
+    return options
 
 
 @command
@@ -35,14 +43,18 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     options = parse(arguments)
     from mnist_flax.inference.classifier import load
-    from mnist_flax.inference.formats import export
+    from mnist_flax.inference.formats import LOGITS, PROBABILITIES, export
 
-    difference = export(load(options.checkpoint), options.format, options.output)
+    kind = PROBABILITIES if options.probabilities else LOGITS
+    difference = export(load(options.checkpoint), options.format, options.output, kind)
     size = options.output.stat().st_size
+    returned = kind if options.format in PROGRAMS else None
+    one = "probability" if options.probabilities else "logit"
     show(
         options,
-        {"output": str(options.output), "bytes": size, "largest_difference": difference},
-        f"{options.output}: {size:,} bytes; on 359 real digits no logit differs by more than {difference:.1g}",
+        {"output": str(options.output), "bytes": size, "output_kind": returned, "largest_difference": difference},
+        f"{options.output}: {size:,} bytes{f', returns {returned}' if returned else ''}; on 359 real digits no {one} "
+        f"differs by more than {difference:.1g}",
     )
 
 

@@ -67,7 +67,7 @@ def test_what_it_leaves(finished):
         assert row["images_per_second"] * row["seconds"] == pytest.approx(1319)
     config = json.loads((workdir / "config.json").read_text())
     assert (config["dataset"], config["epochs"], config["val_size"]) == ("digits", 6, 119)
-    variables, card = load_run(workdir)
+    variables, card, _ = load_run(workdir)
     assert card["epoch"] == summary["best_epoch"]
     assert set(card["normalization"]) == {"mean", "std"}
     assert len(to_pytorch(variables)) == 8 * 5 + 1 + 2
@@ -89,9 +89,12 @@ def test_tensorboard_shows_it(finished):
 
 def assert_same_records(workdir, reference):
     assert rows(workdir) == rows(reference)
-    (ours, _), (theirs, _) = load_run(workdir), load_run(reference)
+    (ours, card, fitted), (theirs, expected_card, expected) = load_run(workdir), load_run(reference)
     for name, value in to_pytorch(theirs).items():
         np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
+    assert card["temperature"] == expected_card["temperature"]
+    for part, value in zip(fitted, expected, strict=True):
+        np.testing.assert_array_equal(part, value)
     events = EventAccumulator(str(workdir))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/val")] == [row["epoch"] for row in rows(workdir)]
@@ -220,6 +223,16 @@ def test_a_finished_run_is_not_redone(finished):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
+def test_a_run_killed_before_it_was_calibrated_is_when_it_is_run_again(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "network.safetensors").unlink()
+    status, out, err = train(*DIGITS, "--epochs", 6, "--workdir", workdir)
+    assert (status, err) == (0, "")
+    assert "holds a finished run" in out
+    assert_same_run(workdir, finished[0])
+
+
 def refused(*arguments, **options):
     """The message of a command that must fail in one sentence with status 2."""
     status, _, err = train(*arguments, **options)
@@ -273,6 +286,7 @@ def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
     assert "Val (the test set):" in out
     assert "the best epoch was selected on the test set itself" in out
     assert json.loads((tmp_path / "summary.json").read_text())["selection_split"] == "test"
+    assert not (tmp_path / "network.safetensors").exists()  # nothing was held out to fit it to
     assert json.loads((tmp_path / "summary.json").read_text())["devices"].startswith("4 x")
 
 
@@ -307,7 +321,7 @@ def test_several_seeds(tmp_path):
     for seed in (4, 5, 6):
         assert_same_records(tmp_path / f"killed/seed-{seed}", tmp_path / f"whole/seed-{seed}")
     (tmp_path / "whole").rename(tmp_path / "best")  # a run may be called what its checkpoints are
-    _, card = load_run(tmp_path / "best")
+    _, card, _ = load_run(tmp_path / "best")
     assert card["val_accuracy"] == max(result["val_accuracy"] for result in summary["seeds"])
     assert card["seed"] in (4, 5, 6)
 

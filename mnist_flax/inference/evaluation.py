@@ -52,7 +52,8 @@ def measure(network: Classifier, examples: Examples, shifts: int = 0, **origin: 
     """Measure a network on examples; the figures begin with `origin`, which says what was measured."""
     log_probabilities = network.log_probabilities(examples.images, shifts=shifts)
     figures = figures_of(examples.labels, log_probabilities, network.class_names)
-    return Evaluation(network, examples, log_probabilities, {**origin, "shifts": shifts, **figures})
+    settings = {"shifts": shifts, "temperature": network.temperature}
+    return Evaluation(network, examples, log_probabilities, {**origin, **settings, **figures})
 
 
 def figures_of(
@@ -84,12 +85,13 @@ def describe(figures: dict[str, Any]) -> str:
     low, high = figures["accuracy_ci95"]
     width = max(map(len, figures["per_class"])) + 2
     shifted = f", averaged over shifts of up to {figures['shifts']} pixels" if figures["shifts"] else ""
+    tempered = "" if figures["temperature"] == 1 else f", with temperature {figures['temperature']:.3f}"
     lines = [
         f"{figures['checkpoint']} on {figures['dataset']}, {figures['split']} split{shifted}",
         "",
         f"accuracy           {figures['accuracy']:.2%} of {figures['num_examples']:,} images "
         f"(95 % interval {low:.2%} to {high:.2%})",
-        f"loss               {figures['loss']:.4f}",
+        f"loss               {figures['loss']:.4f}{tempered}",
         f"calibration error  {figures['calibration_error']:.4f}",
         "",
         f"{'class':<{width}}{'precision':>10}{'recall':>9}{'F1':>9}{'images':>8}",

@@ -18,24 +18,36 @@ from mnist_flax.model import BLOCKS
 # Logits are float32 of the order of 10: another order of summation changes them by about 1e-5.
 LARGEST_DIFFERENCE = 1e-3
 
-Logits = Float[np.ndarray, "n classes"]
-Run = Callable[[UInt8[np.ndarray, "n 28 28"]], Logits]
+LOGITS, PROBABILITIES = "logits", "probabilities"  # what a file can return
+
+Outputs = Float[np.ndarray, "n classes"]
+Run = Callable[[UInt8[np.ndarray, "n 28 28"]], Outputs]
 
 
-def _compiled(network: Classifier) -> Any:
+def _compiled(network: Classifier, kind: str) -> Any:
     import jax
 
-    return jax.jit(lambda images: network.model.apply(network.variables, network.normalization(images)))
+    def outputs(images: jax.Array) -> jax.Array:
+        logits: Any = network.model.apply(network.variables, network.normalization(images))
+        return jax.nn.softmax(logits / network.temperature) if kind == PROBABILITIES else logits
+
+    return jax.jit(outputs)
 
 
-def logits_of(network: Classifier) -> Run:
-    """The Flax model as a function from images to logits."""
-    compiled = _compiled(network)
+def outputs_of(network: Classifier, kind: str) -> Run:
+    """The Flax model as a function from images to logits or probabilities."""
+    compiled = _compiled(network, kind)
     return lambda images: np.asarray(compiled(images))
 
 
-def export(network: Classifier, file_format: str, path: Path) -> float:
-    """Write `network` to `path`, read it back, and return the largest difference of a logit on real images.
+def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS) -> float:
+    """Write `network` to `path`, read it back, and return the largest difference of an output on real images.
+
+    Args:
+        network: what to write.
+        file_format: one of `FORMATS`.
+        path: where to.
+        kind: what the file returns, `LOGITS` or `PROBABILITIES`. Files that hold weights return nothing.
 
     Raises:
         UserError: it cannot be written, or the written file does not agree; then `path` is left as it was.
@@ -43,14 +55,15 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
     images = data.load("digits", None, 0).test.images
     temporary = path.with_name(f".{os.getpid()}-{path.name}")  # the same suffix, which some writers go by
     try:
-        run = FORMATS[file_format](network, temporary)
-        expected, batches = logits_of(network)(images), (images[:1], images[1:])
+        run = FORMATS[file_format](network, temporary, kind)
+        expected = network.predict(images)[1] if kind == PROBABILITIES else outputs_of(network, kind)(images)
+        batches = images[:1], images[1:]
         difference = max(
             float(np.abs(run(batch) - part).max()) for batch, part in zip(batches, np.split(expected, [1]), strict=True)
         )
         if not difference <= LARGEST_DIFFERENCE:
             raise UserError(
-                f"the {file_format} file gives logits that differ by {difference:.2g} from the network's, so it was "
+                f"the {file_format} file gives {kind} that differ by {difference:.2g} from the network's, so it was "
                 "not kept; please report this"
             )
         temporary.replace(path)
@@ -63,12 +76,12 @@ def export(network: Classifier, file_format: str, path: Path) -> float:
     return difference
 
 
-def _write_safetensors(network: Classifier, path: Path) -> Run:
+def _write_safetensors(network: Classifier, path: Path, kind: str) -> Run:
     weights.save(path, network.variables, network.card, network.reference)
-    return logits_of(Classifier(*weights.load(path)))
+    return outputs_of(Classifier(*weights.load(path)), kind)
 
 
-def _write_pytorch(network: Classifier, path: Path) -> Run:
+def _write_pytorch(network: Classifier, path: Path, kind: str) -> Run:
     """The original's state dict: as safetensors if the name ends so, otherwise by `torch.save`."""
     counts = {f"{block}.1.num_batches_tracked": np.int64(network.card.get("step", 0)) for block in BLOCKS}
     state_dict = {**interop.to_pytorch(network.variables), **counts}
@@ -81,24 +94,24 @@ def _write_pytorch(network: Classifier, path: Path) -> Run:
         file = io.BytesIO()  # given a path, it has errors of its own
         torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
         path.write_bytes(file.getvalue())
-    return logits_of(Classifier(interop.from_pytorch(state_dicts.read(path)), network.card))
+    return outputs_of(Classifier(interop.from_pytorch(state_dicts.read(path)), network.card), kind)
 
 
-def _write_stablehlo(network: Classifier, path: Path) -> Run:
+def _write_stablehlo(network: Classifier, path: Path, kind: str) -> Run:
     """`jax.export`, for any batch size and for CPU, CUDA and TPU: `jax.export.deserialize(bytes).call(images)`."""
     import jax
     import jax.numpy as jnp
     from jax import export as jax_export
 
     images = jax.ShapeDtypeStruct(jax_export.symbolic_shape("n, 28, 28"), jnp.uint8)
-    exported = jax_export.export(_compiled(network), platforms=("cpu", "cuda", "tpu"))(images)
+    exported = jax_export.export(_compiled(network, kind), platforms=("cpu", "cuda", "tpu"))(images)
     path.write_bytes(exported.serialize())
     loaded = jax_export.deserialize(bytearray(path.read_bytes()))
     return lambda images: np.asarray(loaded.call(images))
 
 
-def _write_onnx(network: Classifier, path: Path) -> Run:
-    """Opset 17, BatchNorm folded into the convolutions; input "images", uint8 (n, 28, 28), output "logits"."""
+def _write_onnx(network: Classifier, path: Path, kind: str) -> Run:
+    """Opset 17, BatchNorm folded into the convolutions; input "images", uint8 (n, 28, 28), output named by `kind`."""
     onnx, runtime = require("onnx", "to write ONNX"), require("onnxruntime", "to check ONNX")
     helper, kinds = onnx.helper, onnx.TensorProto
     state_dict, mean, std = interop.to_pytorch(network.variables), *network.normalization
@@ -131,12 +144,16 @@ def _write_onnx(network: Classifier, path: Path) -> Run:
     constants |= {f"final_conv.{part}": state_dict[f"final_conv.{part}"] for part in ("weight", "bias")}
     add("GlobalAveragePool", "gap")
     add("Conv", "final_conv", "final_conv.weight", "final_conv.bias")
-    add("Flatten", "logits")
+    add("Flatten", LOGITS)
+    if kind == PROBABILITIES:
+        constants["temperature"] = np.float32(network.temperature)
+        add("Div", "calibrated_logits", "temperature")
+        add("Softmax", PROBABILITIES, axis=-1)
     graph = helper.make_graph(
         nodes,
         "mnist_flax",
         [helper.make_tensor_value_info("images", kinds.UINT8, ["n", 28, 28])],
-        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", len(network.class_names)])],
+        [helper.make_tensor_value_info(kind, kinds.FLOAT, ["n", len(network.class_names)])],
         [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
     # An IR version that runtimes of the opset's time read, not the newest the package knows.
@@ -144,7 +161,7 @@ def _write_onnx(network: Classifier, path: Path) -> Run:
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"images": images})[0]
+    return lambda images: session.run([kind], {"images": images})[0]
 
 
 def fold_batch_norm(state_dict: dict[str, np.ndarray], block: str) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +175,7 @@ def fold_batch_norm(state_dict: dict[str, np.ndarray], block: str) -> tuple[np.n
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-FORMATS: dict[str, Callable[[Classifier, Path], Run]] = {
+FORMATS: dict[str, Callable[[Classifier, Path, str], Run]] = {
     "safetensors": _write_safetensors,
     "pytorch": _write_pytorch,
     "stablehlo": _write_stablehlo,

@@ -55,11 +55,16 @@ def scaled(log_probabilities: LogProbabilities, temperature: float) -> LogProbab
 
 
 def fit_temperature(labels: Labels, log_probabilities: LogProbabilities) -> float:
-    """The temperature with the lowest cross-entropy (Guo et al., 2017, arXiv:1706.04599)."""
+    """The temperature with the lowest cross-entropy (Guo et al., 2017, arXiv:1706.04599).
+
+    Half an image whose label may be any class counts beside the images. Without it a network that errs on none of them
+    would be certain of everything: on `digits`, with 119 images, its temperature was 0.02 where 0.26 was best.
+    """
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return cross_entropy(labels, scaled(log_probabilities.astype(np.float64), float(np.exp(log_temperature))))
+        tried = scaled(log_probabilities.astype(np.float64), float(np.exp(log_temperature)))
+        return cross_entropy(labels, tried) - 0.5 / len(labels) * float(tried.mean())
 
     result: Any = minimize_scalar(loss, bounds=(-4, 4), method="bounded")
     return float(np.exp(result.x))

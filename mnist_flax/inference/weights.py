@@ -1,6 +1,7 @@
 """A trained network on disk: a safetensors file with its card in the header, or a checkpoint of a run."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mnist_flax.files import write_bytes
 from mnist_flax.inference import novelty, torch_files
 from mnist_flax.inference.card import check
 from mnist_flax.model import NUM_CLASSES, variable_shapes
+from mnist_flax.training.run_directory import NETWORK, seed_directories
 
 _CARD = "card"  # the header's one entry, as JSON
 _REFERENCE = "reference"
@@ -68,8 +70,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     return variables, card, reference and novelty.Reference(**reference)
 
 
-def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables and card of a network that a run trained.
+def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
+    """Variables, card and reference of a network that a run trained.
 
     `directory` is one of these:
 
@@ -82,16 +84,16 @@ def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: there is no checkpoint, it is damaged, or it does not fit the network.
     """
-    from mnist_flax.training.run_directory import seed_directories
-
     bests = [run / "best" for run in (directory, *seed_directories(directory)) if (run / "best").is_dir()]
-    if not bests:
-        return _load_checkpoint(directory)
     try:
-        found = [_load_checkpoint(best) for best in bests]
+        found = [(*_load_checkpoint(best), best) for best in bests or [directory]]
     except UserError as error:
         raise UserError(f"{error}{'; or name the directory of another seed' if len(bests) > 1 else ''}") from error
-    return max(found, key=lambda loaded: (loaded[1]["val_accuracy"], -loaded[1]["val_loss"]))
+    variables, card, best = max(
+        found, key=lambda loaded: (loaded[1].get("val_accuracy", 0), -loaded[1].get("val_loss", 0))
+    )
+    run = best.parent if best.name in {"best", "last"} else best.parents[1]
+    return _calibrated(variables, card, run / NETWORK)
 
 
 def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -111,7 +113,7 @@ def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, An
     from mnist_flax.training.checkpoint import read_arrays
 
     try:
-        _, best = load_run(checkpoint.absolute().parents[1])
+        _, best, _ = load_run(checkpoint.absolute().parents[1])
     except UserError as error:
         raise UserError(f"{checkpoint} is of use only beside the run's best checkpoint: {error}") from error
     shapes = variable_shapes()
@@ -127,3 +129,19 @@ def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, An
         raise UserError(f"{checkpoint} does not hold this network")
     card = {name: value for name, value in best.items() if name not in {*_FIGURES, "temperature"}}
     return variables, check({**card, "step": int(step), **figures}, checkpoint)
+
+
+def _calibrated(
+    variables: dict[str, Any], card: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
+    """A checkpoint with the temperature and reference in `path`, if they were fitted for these very variables."""
+    if not path.exists():
+        return variables, card, None
+    try:
+        fitted, fitted_card, reference = load(path)
+    except UserError as error:
+        warnings.warn(f"{error}; the network is used without its temperature and reference", stacklevel=2)
+        return variables, card, None
+    if not jax.tree.all(jax.tree.map(np.array_equal, fitted, variables)):
+        return variables, card, None
+    return variables, {**fitted_card, **card}, reference

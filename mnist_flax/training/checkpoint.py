@@ -75,7 +75,7 @@ class Checkpoints:
         """
         step = self.latest_step()
         if step is not None:
-            return read(self.directory / str(step), like)
+            return read(self.directory / str(step), like, alone=False)
         if any(self.directory.glob("damaged-*")):
             raise none_left(self.directory)
         return None
@@ -127,23 +127,37 @@ def find(directory: Path) -> Path:
         raise UserError(f"{directory} holds no finished checkpoint")
 
 
-def read(checkpoint: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+def _readers(alone: bool) -> ocp.options.MultiprocessingOptions:
+    """Who reads: by default Orbax waits until all processes of a job do."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        **({"primary_host": process, "active_processes": {process}} if alone else {})
+    )
+
+
+def read(checkpoint: Path, like: Any, *, alone: bool = True) -> tuple[Any, dict[str, Any]]:
     """Arrays and metadata of a sound checkpoint, the arrays placed like those of `like`.
+
+    `alone` says that this process reads without the others of its job.
 
     Raises:
         UserError: it cannot be read, or does not fit `like`.
     """
-    with _explained(f"cannot read {checkpoint}"), ocp.StandardCheckpointer() as arrays:
-        return arrays.restore(checkpoint.absolute() / "state", like), read_metadata(checkpoint)
+    with (
+        _explained(f"cannot read {checkpoint}"),
+        ocp.StandardCheckpointer(multiprocessing_options=_readers(alone)) as arrays,
+    ):
+        return arrays.restore(checkpoint.absolute() / "state", like), read_metadata(checkpoint, alone=alone)
 
 
-def read_metadata(checkpoint: Path) -> Any:
-    """The metadata of a sound checkpoint.
+def read_metadata(checkpoint: Path, *, alone: bool = True) -> Any:
+    """The metadata of a sound checkpoint; `alone` as in `read`.
 
     Raises:
         UserError: it cannot be read.
     """
-    with _explained(f"cannot read {checkpoint}"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json:
+    handler, options = ocp.JsonCheckpointHandler(), _readers(alone)
+    with _explained(f"cannot read {checkpoint}"), ocp.Checkpointer(handler, multiprocessing_options=options) as json:
         return json.restore(checkpoint.absolute() / "metadata")
 
 
@@ -155,7 +169,10 @@ def read_arrays(checkpoint: Path, names: Any) -> Any:
     """
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
     some = ocp.args.PyTreeRestore(item=names, restore_args=as_numpy, partial_restore=True)
-    with _explained(f"cannot read {checkpoint}"), ocp.PyTreeCheckpointer() as arrays:
+    with (
+        _explained(f"cannot read {checkpoint}"),
+        ocp.PyTreeCheckpointer(multiprocessing_options=_readers(True)) as arrays,
+    ):
         return arrays.restore(checkpoint.absolute() / "state", args=some)
 
 

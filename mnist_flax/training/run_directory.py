@@ -13,15 +13,22 @@ from mnist_flax.config import CARRYING_OUT, Config, flag
 from mnist_flax.errors import UserError
 from mnist_flax.files import read_json, write_json
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, NETWORK = "config.json", "summary.json", "network.safetensors"
 # What a run writes; `--overwrite` deletes these and nothing else.
-OWN_FILES = (CONFIG, "metrics.jsonl", SUMMARY, "best", "last", "hparams", "report", "events.out.tfevents.*")
+OWN_FILES = (CONFIG, "metrics.jsonl", SUMMARY, NETWORK, "best", "last", "hparams", "report", "events.out.tfevents.*")
 
 
 def seed_directories(workdir: Path) -> list[Path]:
     """The directories of the seeds of a run of several, in order. A folder with a name like "seed-3 (copy)" is none."""
     found = [path for path in workdir.glob("seed-*") if re.fullmatch("seed-[0-9]+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def directories_of(config: Config) -> list[Path]:
+    """Where each seed's own files are: in directories of their own if there are several."""
+    if config.num_seeds == 1:
+        return [config.workdir]
+    return [config.workdir / f"seed-{config.seed + i}" for i in range(config.num_seeds)]
 
 
 def require_writable(workdir: Path) -> None:

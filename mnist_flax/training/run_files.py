@@ -12,7 +12,7 @@ from mnist_flax.training.checkpoint import Checkpoints, none_left, resumable
 from mnist_flax.training.mesh import to_host
 from mnist_flax.training.records import TensorBoard, write_history
 from mnist_flax.training.run import Progress, Run, of_replica
-from mnist_flax.training.run_directory import SUMMARY
+from mnist_flax.training.run_directory import SUMMARY, directories_of
 from mnist_flax.training.selection import Row, best_epoch
 
 
@@ -24,10 +24,10 @@ class RunFiles:
     """
 
     def __init__(self, run: Run) -> None:
-        workdir, seeds = run.config.workdir, run.seeds
+        workdir = run.config.workdir
         self.is_main = jax.process_index() == 0
         self.workdir = workdir
-        self.directories = [workdir / f"seed-{seed}" if len(seeds) > 1 else workdir for seed in seeds]
+        self.directories = directories_of(run.config)
         self.best = [Checkpoints(directory / "best") for directory in self.directories]
         self.last = Checkpoints(workdir / "last")
         self.boards: list[TensorBoard] = []

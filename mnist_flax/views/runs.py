@@ -142,7 +142,15 @@ def seed_table(run: Run, num_test: int) -> Html:
         )
         for result in run.results
     ]
-    head = ("seed", "best epoch", "selection accuracy", "test accuracy", "95 % interval", "test loss", "ended because")
+    head = (
+        "seed",
+        "best epoch",
+        "selection accuracy",
+        "test accuracy",
+        "95 % interval",
+        "test loss as trained",
+        "ended because",
+    )
     return table(head, rows, "Every seed", "words")
 
 

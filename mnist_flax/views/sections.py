@@ -187,7 +187,10 @@ def which(run: Run, network: Classifier, figures: dict[str, Any], several_runs: 
         of.append(f"run {run.path}")
     if len(run.seeds) > 1:
         of.append(f"seed {network.card.get('seed')}, the one with the highest accuracy in selection")
+    calibrated = (
+        "" if network.temperature == 1 else f"; its logits are divided by a temperature, {network.temperature:.3f}"
+    )
     return escape(
         f"{'Of ' + ', '.join(of) + ': accuracy' if of else 'Accuracy'} {percent(figures['accuracy'])}, "
-        f"loss {figures['loss']:.4f}, calibration error {figures['calibration_error']:.4f} on the test set."
+        f"loss {figures['loss']:.4f}, calibration error {figures['calibration_error']:.4f} on the test set{calibrated}."
     )

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -37,6 +38,30 @@ def test_written_files_agree(network, tmp_path, file_format, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("file_format", export.PROGRAMS)
+def test_probabilities_are_the_calibrated_ones(file_format, tmp_path, capsys):
+    if file_format == "onnx":
+        runtime = pytest.importorskip("onnxruntime")
+    file, images = tmp_path / "w", data.load("digits", None, 0).test.images
+    options = ["--format", file_format, "--output", str(file)]
+    export.main([*options, "--probabilities", "--json"])
+    assert json.loads(capsys.readouterr().out)["output_kind"] == "probabilities"
+    if file_format == "onnx":
+        session = runtime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+        probabilities = session.run(["probabilities"], {"images": images})[0]
+    else:
+        probabilities = jax.export.deserialize(bytearray(file.read_bytes())).call(images)
+    np.testing.assert_allclose(probabilities, mnist_flax.load().predict(images)[1], atol=1e-5)
+    export.main(options)
+    assert ", returns logits; on 359 real digits no logit differs by more than " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "pytorch"])
+def test_a_file_of_weights_returns_no_probabilities(file_format):
+    with pytest.raises(UserError, match=f"is for stablehlo and onnx: a {file_format} file holds only weights"):
+        export.parse(["--format", file_format, "--output", "w", "--probabilities"])
+
+
 def test_the_command_knows_every_format():
     assert tuple(formats.FORMATS) == export.FORMATS
 
@@ -46,7 +71,7 @@ def test_every_format_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path,
     if file_format == "onnx":
         pytest.importorskip("onnxruntime")
     network, images = mnist_flax.load(), data.load("mnist", mnist_dir, 0).test.images
-    run = formats.FORMATS[file_format](network, tmp_path / "w.safetensors")  # reads the file back
+    run = formats.FORMATS[file_format](network, tmp_path / "w.safetensors", formats.LOGITS)  # reads the file back
     np.testing.assert_array_equal(run(images).argmax(-1), network.predict(images)[0])
 
 
@@ -90,7 +115,7 @@ def test_folding_is_convolution_then_batch_norm():
 def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
     (tmp_path / "w").write_bytes(b"earlier")
 
-    def write_wrong(network, path):
+    def write_wrong(network, path, kind):
         path.write_bytes(b"wrong")
         return lambda images: np.zeros((len(images), 10), np.float32)
 

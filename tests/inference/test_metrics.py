@@ -35,3 +35,10 @@ def test_temperature_undoes_overconfidence():
         LABELS, metrics.scaled(CALIBRATED, 1 / 3)
     )
     assert metrics.cross_entropy(LABELS, scaled) == pytest.approx(metrics.cross_entropy(LABELS, CALIBRATED), rel=0.01)
+
+
+def test_a_network_without_an_error_is_not_made_certain():
+    right = log_softmax(np.eye(10)[np.arange(100) % 10], axis=-1)
+    temperature = metrics.fit_temperature(np.arange(100) % 10, right)
+    # As if half an image beside the 100 had any label.
+    assert np.exp(metrics.scaled(right, temperature).max()) == pytest.approx(100.05 / 100.5, abs=1e-4)

@@ -95,6 +95,7 @@ def test_stopped_and_killed_and_gone_on_with_by_more_processes(whole, tmp_path):
     assert any("Resuming after epoch" in line for line in said[0])
     assert said[1:] == [[], [], []]
     assert_close(tmp_path, whole)
+    assert (tmp_path / "network.safetensors").exists()  # the main process read the checkpoint alone
 
 
 def test_without_a_job_there_is_nothing_to_join(tmp_path):

@@ -80,6 +80,9 @@ def test_results_at_a_glance(run, page):
         low, high = metrics.accuracy_interval(round(result["test_accuracy"] * 359), 359)
         row = f"{100 * result['test_accuracy']:.2f} % {100 * low:.2f} % to {100 * high:.2f} % {result['test_loss']:.4f}"
         assert row in shown
+    assert "test loss as trained" in shown
+    network = classifier.load(run)
+    assert f"on the test set; its logits are divided by a temperature, {network.temperature:.3f}." in shown
 
 
 def test_every_seed_has_its_curves(run, page):
