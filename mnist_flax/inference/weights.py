@@ -92,8 +92,8 @@ def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.R
     variables, card, best = max(
         found, key=lambda loaded: (loaded[1].get("val_accuracy", 0), -loaded[1].get("val_loss", 0))
     )
-    run = best.parent if best.name in {"best", "last"} else best.parents[1]
-    return _calibrated(variables, card, run / NETWORK)
+    above = list(best.absolute().parents)[:2]  # of `best` the run directory is the first, of `best/42` the second
+    return _calibrated(variables, card, next((run / NETWORK for run in above if (run / NETWORK).exists()), None))
 
 
 def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,10 +132,10 @@ def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, An
 
 
 def _calibrated(
-    variables: dict[str, Any], card: dict[str, Any], path: Path
+    variables: dict[str, Any], card: dict[str, Any], path: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
     """A checkpoint with the temperature and reference in `path`, if they were fitted for these very variables."""
-    if not path.exists():
+    if path is None:
         return variables, card, None
     try:
         fitted, fitted_card, reference = load(path)

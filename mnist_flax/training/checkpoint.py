@@ -169,10 +169,8 @@ def read_arrays(checkpoint: Path, names: Any) -> Any:
     """
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
     some = ocp.args.PyTreeRestore(item=names, restore_args=as_numpy, partial_restore=True)
-    with (
-        _explained(f"cannot read {checkpoint}"),
-        ocp.PyTreeCheckpointer(multiprocessing_options=_readers(True)) as arrays,
-    ):
+    handler, options = ocp.PyTreeCheckpointHandler(), _readers(alone=True)
+    with _explained(f"cannot read {checkpoint}"), ocp.Checkpointer(handler, multiprocessing_options=options) as arrays:
         return arrays.restore(checkpoint.absolute() / "state", args=some)
 
 
