@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.kinds import KINDS
-from benchmarks.strokes import Digits
+from benchmarks.drawn.kinds import KINDS
+from benchmarks.drawn.strokes import Digits
 from mnist_flax import data
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError

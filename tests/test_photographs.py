@@ -6,9 +6,9 @@ from PIL import Image
 
 import mnist_flax
 from benchmarks import photographs
-from benchmarks.kinds import KINDS, NONE, SEVERAL
+from benchmarks.drawn.kinds import KINDS, NONE, SEVERAL
+from benchmarks.drawn.strokes import Digits, strokes, thinned
 from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
-from benchmarks.strokes import Digits, strokes, thinned
 from mnist_flax import data
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 import mnist_flax
-from benchmarks import layouts
-from benchmarks.strokes import cropped
+from benchmarks.drawn import layouts
+from benchmarks.drawn.strokes import cropped
 from mnist_flax.reading.image import Picture, decode
 from mnist_flax.reading.reader import read
 

@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
-from benchmarks.paper import Cover, Random
-from benchmarks.strokes import Digits, strokes
+from benchmarks.drawn.paper import Cover, Random
+from benchmarks.drawn.strokes import Digits, strokes
 
 Shape = tuple[int, int]
 # The ink on a page of this shape, and the labels in reading order. The pen's width is a share of a digit's size, None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.paper import Canvas, Random
+from benchmarks.drawn.paper import Canvas, Random
 
 Save = Callable[[Random, Canvas], tuple[bytes, str]]  # to the bytes of a file, and its suffix
 EXIF_ORIENTATION = 0x0112

@@ -7,10 +7,10 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.layouts import Layout, Shape, curve, drawn, put
-from benchmarks.paper import Canvas, Cover, Random, clouds
+from benchmarks.drawn.layouts import Layout, Shape, curve, drawn, put
+from benchmarks.drawn.paper import Canvas, Cover, Random, clouds
+from benchmarks.drawn.strokes import Digits, strokes
 from benchmarks.strangers import LETTERS
-from benchmarks.strokes import Digits, strokes
 
 Written = list[tuple[Cover, str]]
 

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import paper
-from benchmarks.cameras import joined, phone
-from benchmarks.image_files import Save, jpeg, saved
-from benchmarks.layouts import Layout, as_mnist, one
-from benchmarks.paper import BLACK, CREAM, WHITE, Colour, Random, Step
-from benchmarks.strokes import Digits
+from benchmarks.drawn import paper
+from benchmarks.drawn.cameras import joined, phone
+from benchmarks.drawn.image_files import Save, jpeg, saved
+from benchmarks.drawn.layouts import Layout, as_mnist, one
+from benchmarks.drawn.paper import BLACK, CREAM, WHITE, Colour, Random, Step
+from benchmarks.drawn.strokes import Digits
 
 
 class Tool(NamedTuple):

@@ -2,13 +2,13 @@
 
 from PIL import features
 
-from benchmarks import cameras, image_files, layouts, pages, paper
-from benchmarks.cameras import joined, laid_on, padded, turned
-from benchmarks.image_files import jpeg, saved
-from benchmarks.layouts import cut, in_strokes, lined, one
-from benchmarks.pages import form_row, grid_of_mnist, lines_of
-from benchmarks.paper import BLACK, CREAM, DARK_BLUE, GREY, PALE_BLUE, RED, WHITE, ruled, shadow
-from benchmarks.pictures import (
+from benchmarks.drawn import cameras, image_files, layouts, pages, paper
+from benchmarks.drawn.cameras import joined, laid_on, padded, turned
+from benchmarks.drawn.image_files import jpeg, saved
+from benchmarks.drawn.layouts import cut, in_strokes, lined, one
+from benchmarks.drawn.pages import form_row, grid_of_mnist, lines_of
+from benchmarks.drawn.paper import BLACK, CREAM, DARK_BLUE, GREY, PALE_BLUE, RED, WHITE, ruled, shadow
+from benchmarks.drawn.pictures import (
     BALLPOINT,
     BRUSH,
     CHALK,

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.paper import BLACK, WHITE, Canvas, Colour, Random, Step, clouds, inked, lit, places, speckle
+from benchmarks.drawn.paper import BLACK, WHITE, Canvas, Colour, Random, Step, clouds, inked, lit, places, speckle
 
 
 def phone(rng: Random, canvas: Canvas) -> Canvas:
