@@ -117,6 +117,8 @@ def hint(page: Page, picture: Picture) -> str:
     """Why no digit is named and what would help, in a few words; empty if one is named or that is not known."""
     if page.digits:
         return ""
+    if page.best is None and page.verdict != "no ink":
+        return "it has very many parts, as text or a texture has; crop the picture to the digits"
     if page.best is None:
         if float(picture.rgb.mean()) < DARK:
             return "the picture is almost black; more light would help"

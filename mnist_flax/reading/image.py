@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, ImageStat, UnidentifiedImageError
 
 from mnist_flax.errors import UserError
 
@@ -88,15 +88,16 @@ def _require_heif(data: bytes) -> None:
 
 
 def _first_frame(image: Image.Image) -> Image.Image:
-    """The first frame that is not of one colour, or the first."""
-    if getattr(image, "n_frames", 1) > 1:
-        for frame in itertools.islice(ImageSequence.Iterator(image), MAX_FRAMES):
-            extrema = frame.convert("RGBA").getextrema()
-            if any(low != high for low, high in extrema):  # type: ignore[misc] - a pair for each band
-                return frame.copy()
-        image.seek(0)
+    """The first frame; if that is of one colour, the one that shows most: a drawing may appear bit by bit."""
+    if getattr(image, "n_frames", 1) > 1 and _variance(image) == 0:
+        frames = [frame.copy() for frame in itertools.islice(ImageSequence.Iterator(image), MAX_FRAMES)]
+        return max(frames, key=_variance)
     image.load()
     return image
+
+
+def _variance(image: Image.Image) -> float:
+    return sum(ImageStat.Stat(image.convert("RGBA")).var)
 
 
 def _reduced(image: Image.Image, longest: int) -> Picture:

@@ -31,16 +31,20 @@ class Reading(NamedTuple):
     explained: float
 
 
-def best_reading(network: Classifier, picture: Picture) -> Reading | None:
-    """The reading with the highest score, None if there is no ink; stops at one that is certain."""
-    judge, best = Judge(network), None
+def best_reading(network: Classifier, picture: Picture) -> tuple[Reading | None, bool]:
+    """The reading with the highest score, and whether there is ink at all; stops at a reading that is certain.
+
+    None if nothing in the picture can be a digit.
+    """
+    judge, best, has_ink = Judge(network), None, False
     for tone in _tones(picture):
+        has_ink = True
         for reading in _readings(tone, judge):
             if reading.digits and (best is None or reading.score > best.score):
                 best = reading
         if best is not None and _is_certain(best):
             break
-    return best
+    return best, has_ink
 
 
 def _is_certain(reading: Reading) -> bool:

@@ -1,5 +1,6 @@
 """Reads the digits of a picture."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,8 @@ class Page(NamedTuple):
     Attributes:
         digits: in reading order, line by line.
         verdict: "digit", "several digits", or why there is none: "no ink", "unclear" or "not like a digit".
-        best: the drawing that looks most like a digit, with what the network says of it; None if there is no ink.
+        best: the drawing that looks most like a digit, with what the network says of it; None if there is no ink, or so
+            much that nothing was drawn: a page of text, a texture.
     """
 
     digits: list[Digit]
@@ -51,9 +53,9 @@ class Page(NamedTuple):
 
 def read(network: Classifier, picture: Picture) -> Page:
     """Read the digits of a picture."""
-    reading = best_reading(network, picture)
+    reading, has_ink = best_reading(network, picture)
     if reading is None:
-        return Page([], "no ink", None)
+        return Page([], "not like a digit" if has_ink else "no ink", None)
     best = max(reading.digits, key=lambda digit: digit.quality)
     named = [d for d in reading.digits if d.novelty <= 1 and d.probabilities.max() >= CLEAR]
     named = [digit for digit in named if digit.quality > 0]
@@ -77,12 +79,10 @@ def _in_file(box: Box, picture: Picture) -> tuple[int, int, int, int]:
 def in_reading_order(digits: list[Judged]) -> list[tuple[Judged, int]]:
     """Digits line by line, from left to right, each with the number of its line."""
     lines: list[list[Judged]] = []
-    for digit in sorted(digits, key=lambda digit: -digit.group.box.height):
-        near = [line for line in lines if any(_beside(digit.group.box, other.group.box) for other in line)]
-        if near:
-            near[0].append(digit)
-        else:
-            lines.append([digit])
+    for digit in digits:
+        joined = [line for line in lines if any(_beside(digit.group.box, other.group.box) for other in line)]
+        lines = [line for line in lines if not any(line is other for other in joined)]
+        lines.append([digit, *itertools.chain.from_iterable(joined)])
     lines.sort(key=lambda line: float(np.mean([(d.group.box.top + d.group.box.bottom) / 2 for d in line])))
     return [(d, i) for i, line in enumerate(lines) for d in sorted(line, key=lambda digit: digit.group.box.left)]
 
@@ -91,6 +91,7 @@ def _beside(a: Box, b: Box) -> bool:
     """Whether two digits stand in one line: they overlap in height, and not across; an exponent may be higher."""
     down = min(a.bottom, b.bottom) - max(a.top, b.top)
     across = min(a.right, b.right) - max(a.left, b.left)
+    if across > 0.5 * min(a.width, b.width):
+        return False
     small, large = sorted((a.height, b.height))
-    enough = 0.35 * small if small > 0.7 * large else -0.2 * large
-    return down > enough and -1.5 * large < across < 0.5 * min(a.width, b.width)
+    return down > 0.35 * small or (small < 0.7 * large and down > -0.2 * large and across > -0.6 * large)
