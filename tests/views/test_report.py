@@ -197,7 +197,7 @@ def test_a_damaged_summary_is_refused(run, tmp_path, summary):
 
 def test_a_run_without_checkpoints_is_refused(run, tmp_path):
     shutil.copy(run / "seed-0/metrics.jsonl", tmp_path)
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
         write_report([tmp_path], tmp_path / "out")
 
 
