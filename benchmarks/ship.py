@@ -13,6 +13,7 @@ from mnist_flax.inference import classifier
 from mnist_flax.inference.calibration import calibrate
 from mnist_flax.inference.evaluation import evaluate
 from mnist_flax.inference.formats import export
+from mnist_flax.reading.reader import redraw
 
 CARD = classifier.PRETRAINED.with_suffix(".md")
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     network = classifier.load(options.run)
     mnist = data.load("mnist", options.data_dir, network.card["config"]["val_size"])
-    export(calibrate(network, mnist), "safetensors", classifier.PRETRAINED)
+    export(calibrate(network, mnist, redraw), "safetensors", classifier.PRETRAINED)
     CARD.write_text(model_card(options.run, options.data_dir))
     print(f"wrote {classifier.PRETRAINED} and {CARD}")
 

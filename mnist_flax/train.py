@@ -74,6 +74,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
 
     from mnist_flax import data
     from mnist_flax.inference.calibration import calibrate_run
+    from mnist_flax.reading.reader import redraw
     from mnist_flax.training import agreement, loop, mesh, records, run
 
     if not config.no_compilation_cache:
@@ -95,11 +96,11 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
         if summary := records.read_summary(config.workdir):
             if is_main:
                 print(_nothing_done(config, summary))
-                calibrate_run(config, dataset)  # the run may have been killed before that
+                calibrate_run(config, dataset, redraw)  # the run may have been killed before that
             return summary
         summary = loop.carry_out(run.prepare(config, dataset, devices), interruption)
         if is_main:
-            calibrate_run(config, dataset)
+            calibrate_run(config, dataset, redraw)
             if not config.no_report:
                 from mnist_flax.views.report import write_report
 
