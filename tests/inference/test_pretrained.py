@@ -33,8 +33,13 @@ def test_it_reproduces_its_card(mnist_dir):
 
 def test_a_wheel_carries_it():
     root = Path(__file__).parents[2]
-    carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mnist_flax"]
-    package = root / "mnist_flax"
-    lying = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
-    assert package / "inference/pretrained.safetensors" in lying
-    assert lying == {path for pattern in carried for path in package.glob(pattern) if path.is_file()}
+    carried = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    lying = {path for path in (root / "mnist_flax").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert root / "mnist_flax/inference/pretrained.safetensors" in lying
+    assert lying == {
+        path
+        for package, patterns in carried.items()
+        for pattern in patterns
+        for path in (root / package.replace(".", "/")).glob(pattern)
+        if path.is_file()
+    }
