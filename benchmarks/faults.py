@@ -54,7 +54,9 @@ def moment() -> tuple[str, int]:
     frame: Any = sys._current_frames()[threading.main_thread().ident or 0]
     functions: dict[str, Any] = {}
     while frame is not None:
-        name, local = frame.f_code.co_qualname, frame.f_locals
+        name = frame.f_code.co_qualname
+        # Only these two frames' variables are read: to read those of a running frame can crash Python 3.11.
+        local = frame.f_locals if name in ("Checkpoints.save", "train_epoch") else {}
         functions[f"{name} to {local['self'].directory.name}" if name == "Checkpoints.save" else name] = local
         frame = frame.f_back
     steps = 0
