@@ -15,6 +15,7 @@ from mnist_flax.config import PRESETS, Config, completed, read, validate
 from mnist_flax.errors import UserError
 
 if TYPE_CHECKING:
+    from mnist_flax.data import Dataset
     from mnist_flax.training.coordination import Interruption
 
 
@@ -73,8 +74,6 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     import jax
 
     from mnist_flax import data
-    from mnist_flax.inference.calibration import calibrate_run
-    from mnist_flax.reading.reader import redraw
     from mnist_flax.training import agreement, loop, mesh, records, run
 
     if not config.no_compilation_cache:
@@ -96,16 +95,24 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
         if summary := records.read_summary(config.workdir):
             if is_main:
                 print(_nothing_done(config, summary))
-                calibrate_run(config, dataset, redraw)  # the run may have been killed before that
+                _calibrate(config, dataset)  # the run may have been killed before that
             return summary
         summary = loop.carry_out(run.prepare(config, dataset, devices), interruption)
         if is_main:
-            calibrate_run(config, dataset, redraw)
+            _calibrate(config, dataset)
             if not config.no_report:
                 from mnist_flax.views.report import write_report
 
                 print(f"Report         {write_report([config.workdir], config.workdir / 'report', config.data_dir)}")
     return summary
+
+
+def _calibrate(config: Config, dataset: "Dataset") -> None:
+    """Calibrate the networks of a finished run; imported only then, so that no start waits for it."""
+    from mnist_flax.inference.calibration import calibrate_run
+    from mnist_flax.reading.reader import redraw
+
+    calibrate_run(config, dataset, redraw)
 
 
 def _nothing_done(config: Config, summary: dict[str, Any]) -> str:

@@ -123,13 +123,13 @@ def hint(page: Page, picture: Picture) -> str:
         if float(picture.rgb.mean()) < DARK:
             return "the picture is almost black; more light would help"
         return "nothing stands out by a tenth of black to white; more light or a darker pen would help"
-    box, (height, width) = page.best.group.box, picture.alpha.shape
+    box = page.best.group.box
     pixels = round(max(box.height, box.width) * picture.scale)
     if pixels < MIN_HEIGHT:
         return f"it is only {pixels} pixels high; a larger picture would help"
     if page.verdict == "unclear":
         return ""
-    if box.top <= 1 or box.left <= 1 or box.bottom >= height - 1 or box.right >= width - 1:
+    if box.touches_border(picture.alpha.shape):
         return "what stands out reaches the picture's edge; crop to the paper, and leave some around the digits"
     return "crop the picture to the digits"
 

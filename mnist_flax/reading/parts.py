@@ -34,6 +34,10 @@ class Box(NamedTuple):
         """In pixels."""
         return self.right - self.left
 
+    def touches_border(self, shape: tuple[int, ...]) -> bool:
+        """Whether it reaches the border of a picture of that (height, width)."""
+        return self.top <= 1 or self.left <= 1 or self.bottom >= shape[0] - 1 or self.right >= shape[1] - 1
+
     def join(self, other: "Box") -> "Box":
         """The smallest box around both."""
         (a, b, c, d), (e, f, g, h) = self, other
@@ -81,12 +85,7 @@ class Parts:
 
     def without_border(self) -> list[int]:
         """The parts that do not touch the picture's border."""
-        height, width = self.ink.shape
-        return [
-            i
-            for i, b in self.boxes.items()
-            if b.top > 1 and b.left > 1 and b.bottom < height - 1 and b.right < width - 1
-        ]
+        return [i for i, box in self.boxes.items() if not box.touches_border(self.ink.shape)]
 
     def group(self, parts: frozenset[int] | set[int] | list[int]) -> Group:
         """The ink of some parts, with the soft edges around them."""

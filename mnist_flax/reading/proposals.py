@@ -52,7 +52,6 @@ def _is_certain(reading: Reading) -> bool:
         reading.explained > 0.97
         and reading.score > 1.4
         and all(j.novelty < 0.75 and j.probabilities.max() > 0.97 for j in reading.digits)
-        and "border" not in reading.name.split(",")[1:]
     )
 
 
@@ -110,7 +109,7 @@ def _without_strips(digits: list[Judged], shape: tuple[int, ...]) -> list[Judged
     """Digits without what only looks like one beside them: the picture's edge, a shadow there, a piece of a line."""
     if len(digits) < 2:
         return digits
-    inner = [digit for digit in digits if not _touches(digit.group.box, shape)]
+    inner = [digit for digit in digits if not digit.group.box.touches_border(shape)]
     digits = inner or digits
     good = [max(d.group.box.height, d.group.box.width) for d in digits if d.quality > 0.5 and not is_thin(d.group.box)]
     if not good:
@@ -119,17 +118,13 @@ def _without_strips(digits: list[Judged], shape: tuple[int, ...]) -> list[Judged
 
     def is_line(box: Box) -> bool:
         longer, thinness = max(box.height, box.width), min(box.height, box.width) / max(box.height, box.width)
-        return longer > (1.12 if thinness < 0.12 else 1.3) * height and thinness < 0.3
+        return is_thin(box) and longer > (1.12 if thinness < 0.12 else 1.3) * height
 
     return [digit for digit in digits if not is_line(digit.group.box)] or digits
 
 
 def _encloses(a: Box, b: Box) -> bool:
     return a.top <= b.top and a.left <= b.left and a.bottom >= b.bottom and a.right >= b.right
-
-
-def _touches(box: Box, shape: tuple[int, ...]) -> bool:
-    return box.top <= 1 or box.left <= 1 or box.bottom >= shape[0] - 1 or box.right >= shape[1] - 1
 
 
 def is_thin(box: Box) -> bool:

@@ -59,8 +59,7 @@ def read(network: Classifier, picture: Picture) -> Page:
     if reading is None:
         return Page([], "not like a digit" if has_ink else "no ink", None)
     best = max(reading.digits, key=lambda digit: digit.quality)
-    named = [d for d in reading.digits if d.novelty <= 1 and d.probabilities.max() >= CLEAR]
-    named = [digit for digit in named if digit.quality > 0]
+    named = [d for d in reading.digits if d.novelty <= 1 and d.probabilities.max() >= CLEAR and d.quality > 0]
     least = SCORE if any(not is_thin(digit.group.box) for digit in named) else SCORE_OF_ONES
     if not named or reading.explained < EXPLAINED or reading.score < least:
         is_digit = best.novelty <= 1 and best.probabilities.max() < CLEAR

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, features
 
+from benchmarks.drawn.image_files import EXIF_ORIENTATION, UNDO
 from mnist_flax.errors import UserError
 from mnist_flax.reading.image import WORKING_SIDE, decode
 
@@ -137,19 +138,10 @@ def test_empty_first_frames_are_passed_over():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_sideways_photograph_is_turned_upright(orientation):
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
     picture, exif = stroke(), Image.Exif()
-    exif[0x0112] = orientation
-    if orientation in undo:
-        picture = picture.transpose(undo[orientation])
+    exif[EXIF_ORIENTATION] = orientation
+    if orientation in UNDO:
+        picture = picture.transpose(UNDO[orientation])
     assert shows_the_stroke(decode(as_file(picture, "PNG", exif=exif)))
 
 
