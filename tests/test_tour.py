@@ -74,7 +74,9 @@ def test_it_trains_and_evaluates(executed, folder):
 
 def test_it_reads_the_drawn_digit(executed):
     answer, *rows = printed(executed, "predict").splitlines()
-    assert re.match(r"runs/tour/drawn\.png: (unclear, perhaps )?\d \(\d+\.\d%\)", answer)
+    # Five epochs of `digits` make a poor judge: what it answers differs between machines.
+    named, refused = r"(unclear, perhaps )?\d \(\d+\.\d%\)", r"not like a digit; the nearest is \d"
+    assert re.match(rf"runs/tour/drawn\.png: ({named}|{refused})", answer)
     assert [len(row) for row in rows] == [28] * 14
 
 
