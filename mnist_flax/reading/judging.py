@@ -59,6 +59,14 @@ class Judge:
             self.known[pixels.tobytes()] = chances, float(score)
 
 
+def compile_for(network: Classifier) -> None:
+    """Compile what judging takes, so that the first picture is answered as soon as the others."""
+    for size in BATCHES:
+        images = np.zeros((size, 28, 28), np.uint8)
+        network.predict(images)
+        network.novelty(images)
+
+
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from mnist_flax.errors import UserError
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
-from mnist_flax.reading import answers, image
+from mnist_flax.reading import answers, image, judging
 from mnist_flax.reading.reader import read
 from mnist_flax.views.server import MAX_BYTES, Guard, Rate, read_body, refusal
 
@@ -103,6 +103,7 @@ def create_app(
 
     files = {path.relative_to(PAGE).as_posix(): path for path in sorted(PAGE.rglob("*")) if path.suffix in TYPES}
     contents = {file: path.read_bytes() for file, path in files.items()}
+    judging.compile_for(network)
     model = _model(network, name, contents)
 
     async def page(request: Request) -> Response:
@@ -132,7 +133,7 @@ def create_app(
 
 
 def _model(network: Classifier, name: str, contents: dict[str, bytes]) -> dict[str, Any]:
-    """What the page needs to know of the network. Looks at the examples, which compiles all that a prediction takes."""
+    """What the page needs to know of the network. Looks at the examples, which compiles the rest of an answer."""
     # Each example is named by its label and its place in MNIST's test set.
     digits = {file: Path(file).stem.partition("-")[0] for file in contents if file.startswith("examples/")}
     seen = {file: look(network, contents[file]) for file in digits}
