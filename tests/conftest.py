@@ -27,9 +27,8 @@ def _mnist_directory() -> Path | None:
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory):
     """Commands run by tests share their compiled programs with each other, and not with the user's own."""
-    base = tmp_path_factory.getbasetemp()  # of one of pytest's processes, if there are several
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt8
 from mnist_flax.errors import UserError
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading.image import SUFFIXES, Picture, decode
-from mnist_flax.reading.reader import CLEAR, Page, read
+from mnist_flax.reading.judging import CLEAR
+from mnist_flax.reading.reader import Page, read
 
 MAX_BYTES = 100_000_000
 MIN_HEIGHT = 12  # pixels of the file; strokes of smaller digits run into each other

@@ -1,7 +1,7 @@
 """What in a picture may be ink: several readings of its tones, each a map of ink in 0..1."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -18,7 +18,8 @@ MIN_CONTRAST = 0.1  # of black to white; less is paper grain
 # a shadow is.
 WINDOWS = (0.12, 0.35)
 LINE = 0.25  # a line is at least so long, as a share of the picture's side,
-LINE_WIDTH = 0.035  # and at most so wide
+LINE_WIDTH = 0.035  # and at most so wide,
+STICKS_OUT = 1.3  # and so many times as long as what it touches
 
 
 class Tone(NamedTuple):
@@ -116,18 +117,38 @@ def without_lines(ink: Ink) -> Ink | None:
     side = max(mask.shape)
     length, width = max(7, round(LINE * side)), max(3, round(LINE_WIDTH * side))
     thick = ndimage.maximum_filter(ndimage.minimum_filter(mask.astype(np.uint8), width), width + 2)
-    result, found = ink.copy(), False
-    for axis in (0, 1):
-        # A line may be tilted a little: it is looked for in a mask that is two pixels wider to each side.
-        wide = ndimage.maximum_filter1d(mask.astype(np.uint8), 5, axis=1 - axis)
-        run = ndimage.maximum_filter1d(ndimage.minimum_filter1d(wide, length, axis=axis), length, axis=axis)
-        line: Mask = (run > 0) & mask & (thick == 0)
-        if not line.any():
-            continue
-        found = True
+    lines = [_lines(mask, length, axis) & (thick == 0) for axis in (0, 1)]
+    rest = mask & ~(lines[0] | lines[1])
+    lines = [_longer_than_strokes(line, rest, axis) for axis, line in enumerate(lines)]
+    result = ink.copy()
+    for axis, line in enumerate(lines):
         line = np.asarray(ndimage.binary_dilation(line, iterations=2))
         result[line] = 0
         size = (1, 2 * width + 1) if axis == 0 else (2 * width + 1, 1)
         mended = ndimage.grey_closing(result, size=size)
         result[line] = mended[line]
-    return result if found else None
+    return result if lines[0].any() or lines[1].any() else None
+
+
+def _lines(mask: Mask, length: int, axis: int) -> Mask:
+    """Runs of ink of at least `length` along an axis."""
+    # A line may be tilted a little: it is looked for in a mask that is two pixels wider to each side.
+    wide = ndimage.maximum_filter1d(mask.astype(np.uint8), 5, axis=1 - axis)
+    run = ndimage.maximum_filter1d(ndimage.minimum_filter1d(wide, length, axis=axis), length, axis=axis)
+    return (run > 0) & mask
+
+
+def _longer_than_strokes(line: Mask, rest: Mask, axis: int) -> Mask:
+    """The lines that are clearly longer than all they touch; others are strokes, such as the foot of a two."""
+    labelled: Any = ndimage.label(line, structure=np.ones((3, 3)))
+    others: Any = ndimage.label(rest, structure=np.ones((3, 3)))
+    extents = [box[axis].stop - box[axis].start for box in ndimage.find_objects(others[0])]
+    result = line.copy()
+    for i, box in enumerate(ndimage.find_objects(labelled[0]), start=1):
+        around = tuple(slice(max(0, cut.start - 2), cut.stop + 2) for cut in box)
+        own = labelled[0][around] == i
+        touched = np.unique(others[0][around][ndimage.binary_dilation(own, np.ones((3, 3)), iterations=2)])
+        longest = max((extents[j - 1] for j in touched if j), default=0)
+        if box[axis].stop - box[axis].start < STICKS_OUT * longest:
+            result[around][own] = False
+    return result

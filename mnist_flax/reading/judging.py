@@ -12,6 +12,7 @@ from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.parts import Group
 
 THICK = 6.0  # half the width of a stroke that no pen has, in MNIST's pixels
+CLEAR = 0.6  # with a lower probability the network is guessing
 BATCHES = (8, 32, 128)  # numbers of drawings for which programs are compiled
 
 
@@ -20,14 +21,27 @@ class Judged(NamedTuple):
 
     Attributes:
         novelty: the out-of-distribution score; 0 if the network has no reference for it.
-        quality: in 0..1, how much it looks like a digit.
+        thickness: half the width of its widest stroke, in pixels of the drawing.
     """
 
     group: Group
     pixels: UInt8[np.ndarray, "28 28"]
     probabilities: Float[np.ndarray, " classes"]
     novelty: float
-    quality: float
+    thickness: float
+
+    @property
+    def quality(self) -> float:
+        """In 0..1, how much it looks like a digit."""
+        if self.thickness > THICK:
+            return 0.0
+        known, clear = (1.3 - self.novelty) / 0.5, (float(self.probabilities.max()) - 0.4) / 0.5
+        return float(np.clip(known, 0, 1) * np.clip(clear, 0, 1))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is taken for a digit."""
+        return self.novelty <= 1 and float(self.probabilities.max()) >= CLEAR and self.quality > 0
 
 
 class Judge:
@@ -45,7 +59,7 @@ class Judge:
             self._learn(chunk)
         found = [self.known[pixels.tobytes()] for pixels in drawings]
         return [
-            Judged(group, pixels, p, novelty, 0.0 if _is_blob(pixels) else _quality(float(p.max()), novelty))
+            Judged(group, pixels, p, novelty, _thickness(pixels))
             for group, pixels, (p, novelty) in zip(groups, drawings, found, strict=True)
         ]
 
@@ -72,11 +86,6 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def _is_blob(pixels: UInt8[np.ndarray, "28 28"]) -> bool:
-    """Whether a drawing is thicker somewhere than a pen can be."""
+def _thickness(pixels: UInt8[np.ndarray, "28 28"]) -> float:
     depth: Any = ndimage.distance_transform_edt(pixels > 127)
-    return float(depth.max()) > THICK
-
-
-def _quality(probability: float, novelty: float) -> float:
-    return float(np.clip((1.3 - novelty) / 0.5, 0, 1) * np.clip((probability - 0.4) / 0.5, 0, 1))
+    return float(depth.max())

@@ -82,10 +82,15 @@ class Parts:
         self.boxes = {i: box for i, box in self.boxes.items() if strength[i] >= PALE * strength[largest]}
         self.areas = {i: float(areas[i]) for i in self.boxes}
         self.kept = sum(self.areas.values()) / max(float(areas[1:].sum()), 1.0)
+        self._border = np.concatenate([self.labels[0], self.labels[-1], self.labels[1:-1, 0], self.labels[1:-1, -1]])
 
     def without_border(self) -> list[int]:
         """The parts that do not touch the picture's border."""
         return [i for i, box in self.boxes.items() if not box.touches_border(self.ink.shape)]
+
+    def border_share(self, group: Group) -> float:
+        """The share of the picture's border that a group covers."""
+        return float(np.isin(self._border, list(group.parts)).mean())
 
     def group(self, parts: frozenset[int] | set[int] | list[int]) -> Group:
         """The ink of some parts, with the soft edges around them."""

@@ -10,14 +10,9 @@ from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.image import Picture
 from mnist_flax.reading.ink import tones
-from mnist_flax.reading.judging import Judged
+from mnist_flax.reading.judging import CLEAR, Judged
 from mnist_flax.reading.parts import Box, Parts
-from mnist_flax.reading.proposals import best_reading, is_thin
-
-CLEAR = 0.6  # with a lower probability the network is guessing
-EXPLAINED = 0.5  # digits are named if they are at least this share of a reading's ink,
-SCORE = 1.1  # and the reading scores at least this,
-SCORE_OF_ONES = 1.2  # or this if all are as thin as edges and scratches are
+from mnist_flax.reading.proposals import best_reading
 
 
 class Digit(NamedTuple):
@@ -59,9 +54,8 @@ def read(network: Classifier, picture: Picture) -> Page:
     if reading is None:
         return Page([], "not like a digit" if has_ink else "no ink", None)
     best = max(reading.digits, key=lambda digit: digit.quality)
-    named = [d for d in reading.digits if d.novelty <= 1 and d.probabilities.max() >= CLEAR and d.quality > 0]
-    least = SCORE if any(not is_thin(digit.group.box) for digit in named) else SCORE_OF_ONES
-    if not named or reading.explained < EXPLAINED or reading.score < least:
+    named = [digit for digit in reading.digits if digit.is_named]
+    if not named or reading.score < 0:
         is_digit = best.novelty <= 1 and best.probabilities.max() < CLEAR
         return Page([], "unclear" if is_digit else "not like a digit", best)
     digits = [

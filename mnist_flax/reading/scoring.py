@@ -1,0 +1,74 @@
+"""How good a way to read a picture is: the log odds that it is right.
+
+`benchmarks.reading_weights` fits the weights to drawn pictures, of which it knows what they show.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from mnist_flax.reading.ink import Tone
+from mnist_flax.reading.judging import Judged
+from mnist_flax.reading.parts import Box, Group, Parts
+
+BIAS = -1.09
+WEIGHTS = {
+    "kept": 3.25,  # the share of all ink that is drawn as digits
+    "novelty": -8.14,  # their out-of-distribution score
+    "worst": 4.92,  # the quality of the worst of them
+    "thin": -3.6,  # the share of their ink that is in thin ones: edges and rules look like ones
+    "usual": 1.1,  # whether ink is darker than bright paper, or lighter than dark paper
+    "enclosing": -1.75,  # whether one of them lies around another, as in a face or a frame
+    "border": -2.97,  # the largest share of the picture's border that one covers, as a desk or a shadow does
+    "thick": -0.94,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
+    "soft": -0.48,  # how many pixels it takes from ink to paper; a shadow's edge is softer than a pen's
+    "spread": -2.66,  # by how much they differ in size: the logarithm of the ratio
+}
+PEN = 3.0  # half the width of a wide stroke, in MNIST's pixels
+MAX_NOVELTY, MAX_THICK, MAX_SOFT = 3.0, 4.0, 6.0  # more makes a reading no worse
+
+
+def score(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> float:
+    """The log odds that a picture shows these digits, and nothing else."""
+    return BIAS + sum(WEIGHTS[name] * value for name, value in features(tone, parts, digits).items())
+
+
+def features(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> dict[str, float]:
+    """What the score is computed from, by the names of `WEIGHTS`."""
+    area = np.array([digit.group.area for digit in digits])
+    share = area / max(area.sum(), 1.0)
+    boxes = [digit.group.box for digit in digits]
+    sizes = [max(digit.group.box.height, digit.group.box.width) for digit in digits if digit.is_named]
+    return {
+        "kept": tone.kept * parts.kept * float(area.sum()) / max(sum(parts.areas.values()), 1.0),
+        "novelty": float(share @ [min(digit.novelty, MAX_NOVELTY) for digit in digits]),
+        "worst": min(digit.quality for digit in digits),
+        "thin": float(share @ [is_thin(box) for box in boxes]),
+        "usual": float(tone.usual),
+        "enclosing": float(any(encloses(a, b) for a, b in itertools.permutations(boxes[:20], 2))),
+        "border": max(parts.border_share(digit.group) for digit in digits),
+        "thick": float(np.clip(max(digit.thickness for digit in digits) - PEN, 0, MAX_THICK)),
+        "soft": float(share @ [min(_softness(digit.group), MAX_SOFT) for digit in digits]),
+        "spread": float(np.log(max(sizes) / min(sizes))) if sizes else 0.0,
+    }
+
+
+def encloses(a: Box, b: Box) -> bool:
+    """Whether one box lies around another."""
+    return a.top <= b.top and a.left <= b.left and a.bottom >= b.bottom and a.right >= b.right
+
+
+def is_thin(box: Box) -> bool:
+    """Whether a box is as narrow as that of a one, a line or an edge."""
+    return min(box.height, box.width) < 0.3 * max(box.height, box.width)
+
+
+def _softness(group: Group) -> float:
+    """The number of pixels between ink and paper for each pixel of the ink's outline."""
+    solid = np.pad(group.ink > 0.5, 1)
+    inside: Any = ndimage.binary_erosion(solid)
+    outline = solid.sum() - inside.sum()
+    return float(((group.ink > 0.15) & (group.ink < 0.85)).sum() / max(outline, 1))
