@@ -6,7 +6,7 @@ from PIL import Image
 
 import mnist_flax
 from benchmarks import photographs
-from benchmarks.drawn.kinds import KINDS, NONE, SEVERAL
+from benchmarks.drawn.kinds import INK, KINDS, NONE, SEVERAL, STROKES
 from benchmarks.drawn.strokes import Digits, strokes, thinned
 from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
 from mnist_flax import data
@@ -15,6 +15,11 @@ from mnist_flax import data
 @pytest.fixture(scope="module")
 def digits():
     return Digits(data.load("digits", None, None))
+
+
+@pytest.fixture(scope="module")
+def mnist_digits(mnist_dir):
+    return Digits(data.load("mnist", mnist_dir, None))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,6 +33,27 @@ def test_each_kind_makes_images_with_their_labels(digits, kind):
     assert set(picture.labels) <= set("0123456789")
     assert (len(picture.labels) == 0) == (kind in NONE)
     assert (len(picture.labels) > 1) == (kind in SEVERAL)
+
+
+# Kinds that simpler readers answer badly: they name a line, an edge or a shadow, find no ink, or give up.
+HARD = [
+    *("graph paper, dark, pen", "graph paper, pale, pencil", "blank dotted paper", "typed text", "equal squares"),
+    *("crumbs", "3 % salt and pepper", "red margin line and rules", "red margin line", "black vertical rule"),
+    *("book gutter", "dark strip at an edge", "line below", "underlined", "shadow 0.5, pen", "shadow 0.6, ballpoint"),
+    *("shadow 0.7, pencil", "light falls to 0.3", "one above the other", "grid of 3×3 images", "exponent"),
+    *("sheet on a dark desk", "figure with a white margin", "screenshot of a window", "card on nothing"),
+    *("turned page with transparent corners", "rounded corners", "float TIFF, 0 to 1.02", "float TIFF, 0 to 3"),
+    *("float TIFF, standardised", *INK, "JPEG of 50 megapixels", "animated GIF, first frame empty", *STROKES),
+    *("form box", "form box touched by the digit", "form box, left and bottom line", "frame at the image's edge"),
+    *("8 to 12 pixels", "touching pair"),
+]
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_kinds_are_read(mnist_digits, kind, tmp_path):
+    network = mnist_flax.load()
+    answers = [ask(network, picture, tmp_path) for picture in pictures(kind, mnist_digits, seed=SEED, count=2)]
+    assert [(answer.named, answer.outcome) for answer in answers] == [(a.picture.labels, "right") for a in answers]
 
 
 def test_a_kind_depends_on_its_seed_alone(digits):

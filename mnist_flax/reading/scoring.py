@@ -28,6 +28,7 @@ WEIGHTS = {
     "spread": -2.66,  # by how much they differ in size: the logarithm of the ratio
 }
 PEN = 3.0  # half the width of a wide stroke, in MNIST's pixels
+EXTREME = 0.1  # of more than ten digits, a tenth may be misread, too large or too small
 MAX_NOVELTY, MAX_THICK, MAX_SOFT = 3.0, 4.0, 6.0  # more makes a reading no worse
 
 
@@ -45,14 +46,14 @@ def features(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> dict[str, fl
     return {
         "kept": tone.kept * parts.kept * float(area.sum()) / max(sum(parts.areas.values()), 1.0),
         "novelty": float(share @ [min(digit.novelty, MAX_NOVELTY) for digit in digits]),
-        "worst": min(digit.quality for digit in digits),
+        "worst": _quantile([digit.quality for digit in digits], EXTREME),
         "thin": float(share @ [is_thin(box) for box in boxes]),
         "usual": float(tone.usual),
         "enclosing": float(any(encloses(a, b) for a, b in itertools.permutations(boxes[:20], 2))),
         "border": max(parts.border_share(digit.group) for digit in digits),
         "thick": float(np.clip(max(digit.thickness for digit in digits) - PEN, 0, MAX_THICK)),
         "soft": float(share @ [min(_softness(digit.group), MAX_SOFT) for digit in digits]),
-        "spread": float(np.log(max(sizes) / min(sizes))) if sizes else 0.0,
+        "spread": float(np.log(_quantile(sizes, 1 - EXTREME) / _quantile(sizes, EXTREME))) if sizes else 0.0,
     }
 
 
@@ -64,6 +65,11 @@ def encloses(a: Box, b: Box) -> bool:
 def is_thin(box: Box) -> bool:
     """Whether a box is as narrow as that of a one, a line or an edge."""
     return min(box.height, box.width) < 0.3 * max(box.height, box.width)
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """The least of few values, or the greatest; of many, a quantile."""
+    return float(np.quantile(values, share, method="lower" if share < 0.5 else "higher"))
 
 
 def _softness(group: Group) -> float:
