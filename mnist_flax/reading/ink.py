@@ -122,11 +122,11 @@ def without_lines(ink: Ink) -> Ink | None:
     lines = [_longer_than_strokes(line, rest, axis) for axis, line in enumerate(lines)]
     result = ink.copy()
     for axis, line in enumerate(lines):
-        line = np.asarray(ndimage.binary_dilation(line, iterations=2))
-        result[line] = 0
+        cut: Any = ndimage.binary_dilation(line, iterations=2)
+        result[cut] = 0
         size = (1, 2 * width + 1) if axis == 0 else (2 * width + 1, 1)
         mended = ndimage.grey_closing(result, size=size)
-        result[line] = mended[line]
+        result[cut] = mended[cut]
     return result if lines[0].any() or lines[1].any() else None
 
 

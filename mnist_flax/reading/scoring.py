@@ -14,18 +14,18 @@ from mnist_flax.reading.ink import Tone
 from mnist_flax.reading.judging import Judged
 from mnist_flax.reading.parts import Box, Group, Parts
 
-BIAS = -1.09
+BIAS = -1.21
 WEIGHTS = {
-    "kept": 3.25,  # the share of all ink that is drawn as digits
-    "novelty": -8.14,  # their out-of-distribution score
-    "worst": 4.92,  # the quality of the worst of them
-    "thin": -3.6,  # the share of their ink that is in thin ones: edges and rules look like ones
-    "usual": 1.1,  # whether ink is darker than bright paper, or lighter than dark paper
-    "enclosing": -1.75,  # whether one of them lies around another, as in a face or a frame
-    "border": -2.97,  # the largest share of the picture's border that one covers, as a desk or a shadow does
-    "thick": -0.94,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
-    "soft": -0.48,  # how many pixels it takes from ink to paper; a shadow's edge is softer than a pen's
-    "spread": -2.66,  # by how much they differ in size: the logarithm of the ratio
+    "kept": 3.31,  # the share of all ink that is drawn as digits
+    "novelty": -8.12,  # their out-of-distribution score
+    "worst": 4.9,  # the quality of the worst of them
+    "thin": -3.48,  # the share of their ink that is in thin ones: edges and rules look like ones
+    "usual": 1.16,  # whether ink is darker than bright paper, or lighter than dark paper
+    "enclosing": -1.47,  # whether one of them lies around another, as in a face or a frame
+    "border": -2.5,  # the largest share of the picture's border that one covers, as a desk or a shadow does
+    "thick": -0.77,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
+    "soft": -0.42,  # how many pixels it takes from ink to paper; a shadow's edge is softer than a pen's
+    "spread": -2.51,  # by how much they differ in size: the logarithm of the ratio
 }
 PEN = 3.0  # half the width of a wide stroke, in MNIST's pixels
 EXTREME = 0.1  # of more than ten digits, a tenth may be misread, too large or too small
@@ -42,7 +42,7 @@ def features(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> dict[str, fl
     area = np.array([digit.group.area for digit in digits])
     share = area / max(area.sum(), 1.0)
     boxes = [digit.group.box for digit in digits]
-    sizes = [max(digit.group.box.height, digit.group.box.width) for digit in digits if digit.is_named]
+    sizes = [float(max(digit.group.box.height, digit.group.box.width)) for digit in digits if digit.is_named]
     return {
         "kept": tone.kept * parts.kept * float(area.sum()) / max(sum(parts.areas.values()), 1.0),
         "novelty": float(share @ [min(digit.novelty, MAX_NOVELTY) for digit in digits]),
