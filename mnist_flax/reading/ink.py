@@ -28,14 +28,12 @@ class Tone(NamedTuple):
     Attributes:
         name: for people.
         ink: what may be ink.
-        contrast: of the strongest ink to its background, of black to white.
         kept: the share of its ink that is left after lines are removed; 1 if none were.
         usual: whether ink is darker than the paper if the picture is bright, or lighter if it is dark.
     """
 
     name: str
     ink: Ink
-    contrast: float
     kept: float = 1.0
     usual: bool = True
 
@@ -71,7 +69,7 @@ def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator
     noise = float(np.quantile(contrast[::4, ::4], 0.5)) if contrast.size > 4096 else 0.0
     if absolute >= MIN_CONTRAST and strongest > 5 * noise:
         # Contrasts below a fifth of the strongest are shadows and JPEG artefacts.
-        yield Tone(name, np.clip((contrast / strongest - 0.2) / 0.6, 0, 1), absolute)
+        yield Tone(name, np.clip((contrast / strongest - 0.2) / 0.6, 0, 1))
 
 
 def _against_border(grey: Ink) -> Iterator[Tone]:
