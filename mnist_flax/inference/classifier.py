@@ -41,6 +41,11 @@ class Classifier:
         self.temperature: float = card.get("temperature", 1.0)
         self.class_names: tuple[str, ...] = tuple(card["class_names"])
 
+    @functools.cached_property
+    def _placed(self) -> Any:
+        """The variables on the device, so that calls need not bring them there."""
+        return jax.device_put(self.variables)
+
     def predict(
         self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
@@ -55,7 +60,7 @@ class Classifier:
         """Natural logarithms of the probabilities that `predict` returns."""
         # Fewer images at a time with shifts, so that they take about the same memory.
         batch = -(-BATCH // (2 * shifts + 1) ** 2)
-        compiled = functools.partial(_compiled_log_probabilities(self.normalization), self.variables, self.temperature)
+        compiled = functools.partial(_compiled_log_probabilities(self.normalization), self._placed, self.temperature)
         return _in_batches(functools.partial(compiled, shifts=shifts), images, batch)
 
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
@@ -68,11 +73,19 @@ class Classifier:
 
     def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
         """What the out-of-distribution score is computed from: the later blocks' outputs, averaged over the image."""
-        return _in_batches(functools.partial(_compiled_features(self.normalization), self.variables), images, BATCH)
+        return _in_batches(functools.partial(_compiled_features(self.normalization), self._placed), images, BATCH)
+
+    def judge(
+        self, images: UInt8[Any, "n 28 28"]
+    ) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, " n"] | None]:
+        """The probabilities that `predict` returns and the scores of `novelty`, in one pass through the network."""
+        compiled = functools.partial(_compiled_judgement(self.normalization), self._placed, self.temperature)
+        log_probabilities, features = np.split(_in_batches(compiled, images, BATCH), [len(self.class_names)], axis=-1)
+        return np.exp(log_probabilities), None if self.reference is None else distances(self.reference, features)
 
     def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """The output of each block of the network, by the block's name."""
-        return jax.device_get(_compiled_outputs(self.normalization)(self.variables, np.asarray(images)))
+        return jax.device_get(_compiled_outputs(self.normalization)(self._placed, np.asarray(images)))
 
 
 # Networks of one normalisation, such as a run's seeds, share their compiled programs.
@@ -90,23 +103,37 @@ def _compiled_log_probabilities(normalization: Normalization) -> Any:
 
 @functools.cache
 def _compiled_outputs(normalization: Normalization) -> Any:
-    return compile_for_one_device(functools.partial(_outputs, normalization))
+    return compile_for_one_device(lambda variables, images: _run(normalization, variables, images)[1])
 
 
 @functools.cache
 def _compiled_features(normalization: Normalization) -> Any:
     def features(variables: Any, images: Array) -> Array:
-        outputs = _outputs(normalization, variables, images)
-        return jnp.concatenate([outputs[block].mean((1, 2)) for block in BLOCKS], axis=-1)
+        return _features(_run(normalization, variables, images)[1])
 
     return compile_for_one_device(features)
 
 
-def _outputs(normalization: Normalization, variables: Any, images: UInt8[Array, "n 28 28"]) -> dict[str, Array]:
-    """The outputs of all blocks, by name."""
-    _, state = MNISTNet().apply(variables, normalization(images), capture_intermediates=True)
+@functools.cache
+def _compiled_judgement(normalization: Normalization) -> Any:
+    def judgement(variables: Any, temperature: Float[Array, ""], images: Array) -> Array:
+        logits, outputs = _run(normalization, variables, images)
+        return jnp.concatenate([jax.nn.log_softmax(logits / temperature), _features(outputs)], axis=-1)
+
+    return compile_for_one_device(judgement)
+
+
+def _run(
+    normalization: Normalization, variables: Any, images: UInt8[Array, "n 28 28"]
+) -> tuple[Float[Array, "n classes"], dict[str, Array]]:
+    """The logits, and the outputs of all blocks by name."""
+    logits, state = MNISTNet().apply(variables, normalization(images), capture_intermediates=True)
     intermediates: Any = state["intermediates"]
-    return {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
+    return logits, {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
+
+
+def _features(outputs: dict[str, Array]) -> Float[Array, "n features"]:
+    return jnp.concatenate([outputs[block].mean((1, 2)) for block in BLOCKS], axis=-1)
 
 
 def _in_batches(function: Callable[..., Array], images: Any, size: int) -> np.ndarray:

@@ -67,7 +67,7 @@ class Judge:
         images = np.stack(drawings)
         size = next(size for size in BATCHES if size >= len(images))
         padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0)))
-        probabilities, novelty = self.network.predict(padded)[1], self.network.novelty(padded)
+        probabilities, novelty = self.network.judge(padded)
         scores = np.zeros(size) if novelty is None else novelty
         for pixels, chances, score in zip(drawings, probabilities, scores, strict=False):
             self.known[pixels.tobytes()] = chances, float(score)
@@ -76,9 +76,7 @@ class Judge:
 def compile_for(network: Classifier) -> None:
     """Compile what judging takes, so that the first picture is answered as soon as the others."""
     for size in BATCHES:
-        images = np.zeros((size, 28, 28), np.uint8)
-        network.predict(images)
-        network.novelty(images)
+        network.judge(np.zeros((size, 28, 28), np.uint8))
 
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
