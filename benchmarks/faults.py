@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,48 +35,71 @@ OPTIONS = [
     "0.2",
 ]
 KILLS_A_RUN = 10
-# Kinds of moment, and the functions by whose being at work they are told; the first that is found counts.
-MOMENTS = {
-    "evaluation": {"EvaluationProgram.__call__"},
-    "write of best": {"Checkpoints.save to best"},
-    "write of last": {"Checkpoints.save to last"},
-    "records": {"write_history", "TensorBoard.add_epoch"},
-    "final test": {"test_best"},
-    "calibration": {"calibrate_run"},
-    "steps": {"train_epoch"},
-}
+# Kinds of moment: what a run is doing when it is killed.
+MOMENTS = ("evaluation", "write of best", "write of last", "records", "final test", "calibration", "steps")
 START = "start"
 TIMES = ("time", "seconds", "images_per_second")
 
 
-def moment() -> tuple[str, int]:
-    """What the main thread is doing, and how many steps it has done."""
-    frame: Any = sys._current_frames()[threading.main_thread().ident or 0]
-    functions: dict[str, Any] = {}
-    while frame is not None:
-        name = frame.f_code.co_qualname
-        # Only these two frames' variables are read: to read those of a running frame can crash Python 3.11.
-        local = frame.f_locals if name in ("Checkpoints.save", "train_epoch") else {}
-        functions[f"{name} to {local['self'].directory.name}" if name == "Checkpoints.save" else name] = local
-        frame = frame.f_back
-    steps = 0
-    if "train_epoch" in functions:
-        local = functions["train_epoch"]
-        steps = local.get("epoch", 0) * local["run"].steps_per_epoch + local.get("done", 0)
-    return next((kind for kind, told_by in MOMENTS.items() if told_by & set(functions)), START), steps
+at_work: list[str] = []  # the kinds of the functions that are running in this process, the innermost last
+steps_done = 0
+
+
+def tell_moments() -> None:
+    """Make the functions of a run tell when they are at work."""
+    from mnist_flax.inference import calibration
+    from mnist_flax.training import loop, run_files
+    from mnist_flax.training.checkpoint import Checkpoints
+    from mnist_flax.training.programs import EvaluationProgram, TrainingProgram
+
+    def telling(function: Any, kind: Callable[..., str]) -> Any:
+        @functools.wraps(function)
+        def told(*arguments: Any, **options: Any) -> Any:
+            at_work.append(kind(*arguments))
+            try:
+                return function(*arguments, **options)
+            finally:
+                at_work.pop()
+
+        return told
+
+    def counting(function: Any) -> Any:
+        @functools.wraps(function)
+        def counted(program: Any, state: Any, *arguments: Any) -> Any:
+            global steps_done
+            steps_done = int(state.step[0])
+            return function(program, state, *arguments)
+
+        return counted
+
+    def tell(owner: Any, name: str, kind: Callable[..., str]) -> None:
+        setattr(owner, name, telling(getattr(owner, name), kind))
+
+    tell(EvaluationProgram, "__call__", lambda *_: "evaluation")
+    tell(Checkpoints, "save", lambda checkpoints, *_: f"write of {checkpoints.directory.name}")
+    tell(run_files, "write_history", lambda *_: "records")
+    tell(run_files.TensorBoard, "add_epoch", lambda *_: "records")
+    tell(loop, "test_best", lambda *_: "final test")
+    tell(calibration, "calibrate_run", lambda *_: "calibration")
+    tell(loop, "train_epoch", lambda *_: "steps")
+    TrainingProgram.__call__ = counting(TrainingProgram.__call__)
+
+
+def moment() -> str:
+    """What the run is doing."""
+    return (at_work or [START])[-1]
 
 
 def die_in(wanted: str, seed: int, record: Path) -> None:
     """Wait, in a thread of the run, for a moment of the wanted kind; record what is cut short, and kill the process."""
     rng = random.Random(seed)
-    while wanted != START and moment()[0] == START:
+    while wanted != START and moment() == START:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 3 if wanted == START else 1))
-    while wanted not in (START, moment()[0]):
+    while wanted not in (START, moment()):
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.02))
-    hit, steps = moment()
-    record.write_text(json.dumps({"wanted": wanted, "hit": hit, "steps": steps}))
+    record.write_text(json.dumps({"wanted": wanted, "hit": moment(), "steps": steps_done}))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -171,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from mnist_flax import train as command
 
         if options.die:
+            tell_moments()
             wanted, seed, record = options.die
             threading.Thread(target=die_in, args=(wanted, int(seed), Path(record)), daemon=True).start()
         command.train(command.parse([*OPTIONS, "--workdir", str(options.workdir)]))
