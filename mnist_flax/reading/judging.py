@@ -31,9 +31,14 @@ class Judged(NamedTuple):
     thickness: float
 
     @property
+    def is_blob(self) -> bool:
+        """Whether it is thicker somewhere than a pen can be."""
+        return self.thickness > THICK
+
+    @property
     def quality(self) -> float:
         """In 0..1, how much it looks like a digit."""
-        if self.thickness > THICK:
+        if self.is_blob:
             return 0.0
         known, clear = (1.3 - self.novelty) / 0.5, (float(self.probabilities.max()) - 0.4) / 0.5
         return float(np.clip(known, 0, 1) * np.clip(clear, 0, 1))

@@ -89,7 +89,7 @@ def _best_partition(name: str, tone: Tone, parts: Parts, chosen: list[int], judg
     for cluster in ways:
         best = max(cluster, key=lambda way: _value([judged[group] for group in way]))
         digits += [judged[group] for group in best]
-    digits = [half for digit in digits for half in _cut(digit, judge)]
+    digits = _with_touching_ones_cut(digits, judge)
     return _reading(name, tone, parts, _without_strips(_without_frames(digits), parts.ink.shape))
 
 
@@ -134,13 +134,18 @@ def _value(way: list[Judged]) -> float:
     return explained
 
 
-def _cut(digit: Judged, judge: Judge) -> list[Judged]:
-    """A drawing that is no digit as two that touch, if both of these are."""
-    if digit.quality > 0.5:
-        return [digit]
-    pairs = [judge(list(pair)) for pair in cuts(digit.group)]
-    best = max(pairs, key=lambda pair: min(half.quality for half in pair), default=None)
-    return best if best is not None and min(half.quality for half in best) > 0.6 else [digit]
+def _with_touching_ones_cut(digits: list[Judged], judge: Judge) -> list[Judged]:
+    """Each drawing that is no digit as two that touch, if both of these are."""
+    doubtful = [(i, digit) for i, digit in enumerate(digits) if digit.quality <= 0.5 and not digit.is_blob]
+    pairs = [(i, pair) for i, digit in doubtful for pair in cuts(digit.group)]
+    halves = judge([half for _, pair in pairs for half in pair])  # all at once, which is faster
+    best: dict[int, list[Judged]] = {}
+    for k, (i, _) in enumerate(pairs):
+        pair = halves[2 * k : 2 * k + 2]
+        worst = min(half.quality for half in pair)
+        if worst > 0.6 and (i not in best or worst > min(half.quality for half in best[i])):
+            best[i] = pair
+    return [part for i, digit in enumerate(digits) for part in best.get(i, [digit])]
 
 
 def _reading(name: str, tone: Tone, parts: Parts, digits: list[Judged]) -> Reading:
