@@ -89,7 +89,7 @@ def _best_partition(name: str, tone: Tone, parts: Parts, chosen: list[int], judg
     for cluster in ways:
         best = max(cluster, key=lambda way: _value([judged[group] for group in way]))
         digits += [judged[group] for group in best]
-    digits = _with_touching_ones_cut(digits, judge)
+    digits = _cut_where_touching(digits, judge)
     return _reading(name, tone, parts, _without_strips(_without_frames(digits), parts.ink.shape))
 
 
@@ -134,7 +134,7 @@ def _value(way: list[Judged]) -> float:
     return explained
 
 
-def _with_touching_ones_cut(digits: list[Judged], judge: Judge) -> list[Judged]:
+def _cut_where_touching(digits: list[Judged], judge: Judge) -> list[Judged]:
     """Each drawing that is no digit as two that touch, if both of these are."""
     doubtful = [(i, digit) for i, digit in enumerate(digits) if digit.quality <= 0.5 and not digit.is_blob]
     pairs = [(i, pair) for i, digit in doubtful for pair in cuts(digit.group)]
