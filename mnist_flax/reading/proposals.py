@@ -17,6 +17,9 @@ from mnist_flax.reading.judging import Judge, Judged
 from mnist_flax.reading.parts import MAX_PARTS, Box, Parts, cuts, partitions
 from mnist_flax.reading.scoring import encloses, is_thin, score
 
+SMALL = 32  # pixels; a picture with no longer side is of a data set, and shows one digit
+ODDS_OF_ONE = 10.0  # logarithm of the odds of that, before anything is seen
+
 
 class Reading(NamedTuple):
     """One way to read a picture.
@@ -38,6 +41,8 @@ def best_reading(network: Classifier, picture: Picture) -> tuple[Reading | None,
     None if nothing in the picture can be a digit.
     """
     judge, best, has_ink = Judge(network), None, False
+    if max(picture.alpha.shape) <= SMALL:
+        return _only_digit(picture, judge)
     for tone in all_tones(picture):
         has_ink = True
         for reading in readings(tone, Parts(tone.ink), judge):
@@ -46,6 +51,19 @@ def best_reading(network: Classifier, picture: Picture) -> tuple[Reading | None,
         if best is not None and _is_certain(best):
             break
     return best, has_ink
+
+
+def _only_digit(picture: Picture, judge: Judge) -> tuple[Reading | None, bool]:
+    """All ink as one digit, by the first tone in which it is one, or else the likeliest tone."""
+    found: list[Reading] = []
+    for tone in tones(picture):
+        parts = Parts(tone.ink)
+        if parts.boxes:
+            reading = _reading(tone.name, tone, parts, judge([parts.group(list(parts.boxes))]))
+            found.append(reading._replace(score=reading.score + ODDS_OF_ONE))
+            if reading.digits[0].is_named:
+                return found[-1], True
+    return next(iter(found), None), bool(found)
 
 
 def _is_certain(reading: Reading) -> bool:
