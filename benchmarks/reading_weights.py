@@ -45,9 +45,10 @@ def ways_to_read(network: classifier.Classifier, file: bytes, labels: Sequence[s
         for reading in proposals.readings(tone, parts, judge):
             named = [digit for digit in reading.digits if digit.is_named]
             if named:
-                rows.append([*scoring.features(tone, parts, reading.digits).values(), 1.0])
-                found = [network.class_names[digit.probabilities.argmax()] for digit, _ in in_reading_order(named)]
-                right.append(found == list(labels))
+                found = scoring.features(tone, parts, reading.digits)
+                rows.append([*(found[name] for name in scoring.WEIGHTS), 1.0])
+                names = [network.class_names[digit.probabilities.argmax()] for digit, _ in in_reading_order(named)]
+                right.append(names == list(labels))
     nothing = not labels or not any(right)
     return Ways(np.array([*rows, np.zeros(len(scoring.WEIGHTS) + 1)]), np.array([*right, nothing]))
 

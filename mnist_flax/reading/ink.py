@@ -116,16 +116,20 @@ def without_lines(ink: Ink) -> Ink | None:
     length, width = max(7, round(LINE * side)), max(3, round(LINE_WIDTH * side))
     thick = ndimage.maximum_filter(ndimage.minimum_filter(mask.astype(np.uint8), width), width + 2)
     lines = [_lines(mask, length, axis) & (thick == 0) for axis in (0, 1)]
-    rest = mask & ~(lines[0] | lines[1])
-    lines = [_longer_than_strokes(line, rest, axis) for axis, line in enumerate(lines)]
-    result = ink.copy()
+    if lines[0].any() or lines[1].any():
+        rest: Any = ndimage.label(mask & ~(lines[0] | lines[1]), structure=np.ones((3, 3)))
+        lines = [_longer_than_strokes(line, rest[0], axis) for axis, line in enumerate(lines)]
+    result, found = ink.copy(), False
     for axis, line in enumerate(lines):
+        if not line.any():
+            continue
+        found = True
         cut: Any = ndimage.binary_dilation(line, iterations=2)
         result[cut] = 0
         size = (1, 2 * width + 1) if axis == 0 else (2 * width + 1, 1)
         mended = ndimage.grey_closing(result, size=size)
         result[cut] = mended[cut]
-    return result if lines[0].any() or lines[1].any() else None
+    return result if found else None
 
 
 def _lines(mask: Mask, length: int, axis: int) -> Mask:
@@ -136,16 +140,18 @@ def _lines(mask: Mask, length: int, axis: int) -> Mask:
     return (run > 0) & mask
 
 
-def _longer_than_strokes(line: Mask, rest: Mask, axis: int) -> Mask:
-    """The lines that are clearly longer than all they touch; others are strokes, such as the foot of a two."""
+def _longer_than_strokes(line: Mask, others: Any, axis: int) -> Mask:
+    """The lines that are clearly longer than all they touch of the labelled rest; the others are strokes of digits.
+
+    The foot of a two is such a stroke.
+    """
     labelled: Any = ndimage.label(line, structure=np.ones((3, 3)))
-    others: Any = ndimage.label(rest, structure=np.ones((3, 3)))
-    extents = [box[axis].stop - box[axis].start for box in ndimage.find_objects(others[0])]
+    extents = [box[axis].stop - box[axis].start for box in ndimage.find_objects(others)]
     result = line.copy()
     for i, box in enumerate(ndimage.find_objects(labelled[0]), start=1):
         around = tuple(slice(max(0, cut.start - 2), cut.stop + 2) for cut in box)
         own = labelled[0][around] == i
-        touched = np.unique(others[0][around][ndimage.binary_dilation(own, np.ones((3, 3)), iterations=2)])
+        touched = np.unique(others[around][ndimage.binary_dilation(own, np.ones((3, 3)), iterations=2)])
         longest = max((extents[j - 1] for j in touched if j), default=0)
         if box[axis].stop - box[axis].start < STICKS_OUT * longest:
             result[around][own] = False
