@@ -14,7 +14,7 @@ from scipy.interpolate import make_interp_spline
 
 from mnist_flax import data
 from mnist_flax.inference import classifier
-from mnist_flax.reading.image import Picture
+from mnist_flax.reading.image import of_grey
 from mnist_flax.reading.reader import Page, read
 
 Grey = Float[np.ndarray, "h w"]  # 0 black .. 1 white
@@ -91,11 +91,6 @@ def _grey(picture: Image.Image) -> Grey:
     return np.asarray(picture, np.float32) / 255
 
 
-def picture_of(grey: Grey) -> Picture:
-    """Grey levels as what the reader takes."""
-    return Picture(np.repeat(np.float32(grey)[..., None], 3, axis=-1), np.ones(grey.shape, np.float32), scale=1.0)
-
-
 def named(page: Page) -> str:
     """The digits of a page in one word."""
     return "".join(str(digit.label) for digit in page.digits)
@@ -117,7 +112,7 @@ def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Exam
     columns = head.split(", ")
     rows = [columns, ["---"] * len(columns)]
     for name, (pictures, labels) in sets.items():
-        pages = [read(network, picture_of(picture)) for picture in pictures]
+        pages = [read(network, of_grey(picture)) for picture in pictures]
         verdicts = np.array([page.verdict for page in pages])
         one = verdicts == "digit"
         wrong = ""

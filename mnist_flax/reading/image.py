@@ -38,6 +38,12 @@ class Picture(NamedTuple):
     scale: float
 
 
+def of_grey(values: Float[np.ndarray, "h w"]) -> Picture:
+    """Grey levels, 0 black to 1 white, as a picture."""
+    rgb = np.repeat(np.asarray(values, np.float32)[..., None], 3, axis=-1)
+    return Picture(rgb, np.ones(values.shape, np.float32), 1.0)
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode an image file; of an animation, the first frame that shows something.
 

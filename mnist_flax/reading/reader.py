@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading.drawing import draw
-from mnist_flax.reading.image import Picture
+from mnist_flax.reading.image import Picture, of_grey
 from mnist_flax.reading.ink import tones
 from mnist_flax.reading.judging import CLEAR, Judged
 from mnist_flax.reading.parts import Box, Parts
@@ -98,7 +98,6 @@ def redraw(images: UInt8[np.ndarray, "n 28 28"]) -> UInt8[np.ndarray, "n 28 28"]
 
 
 def _redrawn(image: UInt8[np.ndarray, "28 28"]) -> UInt8[np.ndarray, "28 28"]:
-    rgb = np.repeat((image / np.float32(255))[..., None], 3, axis=-1)
-    tone = next(tones(Picture(rgb, np.ones(image.shape, np.float32), 1.0)), None)
+    tone = next(tones(of_grey(image / np.float32(255))), None)
     parts = None if tone is None else Parts(tone.ink)
     return draw(parts.group(list(parts.boxes)).ink) if parts and parts.boxes else image

@@ -10,6 +10,7 @@ from mnist_flax.inference import novelty, weights
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading import answers
 from mnist_flax.reading.drawing import draw
+from mnist_flax.reading.image import of_grey
 from mnist_flax.reading.reader import read
 
 
@@ -55,7 +56,7 @@ def test_most_fonts_digits_are_named():
     assert len(strangers.fonts()) >= 10
     network = mnist_flax.load()
     pictures = list(strangers.glyphs("38"))[1::3]  # one of three sizes
-    pages = [read(network, strangers.picture_of(grey)) for grey in pictures]
+    pages = [read(network, of_grey(grey)) for grey in pictures]
     found = [strangers.named(page) for page in pages]
     right = [label == ("3" if i < len(pages) / 2 else "8") for i, label in enumerate(found)]
     assert np.mean(right) > 0.9
