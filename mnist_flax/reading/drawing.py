@@ -7,9 +7,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from mnist_flax.data.geometry import centre_by_mass
+from mnist_flax.data.geometry import SIDE, centre_by_mass
 
 SMALL = 80  # larger drawings are first reduced to this: four times the size of MNIST's digits
+FAINT = 0.1  # ink that does not count for the size of a digit
 
 
 def draw(ink: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
@@ -29,6 +30,19 @@ def draw(ink: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
             ink = ndimage.grey_dilation(np.pad(ink, grow), size=(2 * grow + 1, 2 * grow + 1))
     small = _resized(ink, 20)
     return centre_by_mass(small / max(float(small.max()), 1e-6))
+
+
+def as_it_is(grey: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"] | None:
+    """A picture that is drawn as MNIST's are, light on dark or turned round, without drawing it again; else None."""
+    if grey.shape != (SIDE, SIDE):
+        return None
+    ink = grey if np.median(grey) < 0.5 else 1 - grey
+    rows, columns = np.nonzero(ink > FAINT)
+    if len(rows) == 0 or not 18 <= 1 + max(np.ptp(rows), np.ptp(columns)) <= 21:
+        return None
+    centre: Any = ndimage.center_of_mass(ink)
+    is_centred = np.abs(np.array(centre) - (SIDE - 1) / 2).max() <= 1.5
+    return np.rint(255 * np.clip(ink, 0, 1)).astype(np.uint8) if is_centred else None
 
 
 def _resized(ink: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "h2 w2"]:

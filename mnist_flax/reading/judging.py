@@ -58,7 +58,10 @@ class Judge:
 
     def __call__(self, groups: Sequence[Group]) -> list[Judged]:
         """Draw groups of parts and let the network judge them."""
-        drawings = [draw(group.ink) for group in groups]
+        return self.of_drawings(groups, [draw(group.ink) for group in groups])
+
+    def of_drawings(self, groups: Sequence[Group], drawings: Sequence[UInt8[np.ndarray, "28 28"]]) -> list[Judged]:
+        """Let the network judge drawings of groups of parts."""
         new = {pixels.tobytes(): pixels for pixels in drawings if pixels.tobytes() not in self.known}
         for chunk in _chunks(list(new.values()), BATCHES[-1]):
             self._learn(chunk)

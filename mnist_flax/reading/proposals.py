@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading.drawing import as_it_is
 from mnist_flax.reading.image import Picture
-from mnist_flax.reading.ink import Tone, tones, without_lines
+from mnist_flax.reading.ink import LUMINANCE, Tone, tones, without_lines
 from mnist_flax.reading.judging import Judge, Judged
 from mnist_flax.reading.parts import MAX_PARTS, Box, Parts, cuts, partitions
 from mnist_flax.reading.scoring import encloses, is_thin, score
@@ -54,14 +55,22 @@ def best_reading(network: Classifier, picture: Picture) -> tuple[Reading | None,
 
 
 def _only_digit(picture: Picture, judge: Judge) -> tuple[Reading | None, bool]:
-    """All ink as one digit, by the first tone in which it is one, or else the likeliest tone."""
+    """All ink as one digit, by the first tone in which it is one, or else the likeliest tone.
+
+    What is in MNIST's geometry already is judged as it is before it is drawn again, which costs some sharpness.
+    """
     found: list[Reading] = []
+    original = as_it_is(picture.rgb @ LUMINANCE)
     for tone in tones(picture):
         parts = Parts(tone.ink)
-        if parts.boxes:
-            reading = _reading(tone.name, tone, parts, judge([parts.group(list(parts.boxes))]))
+        if not parts.boxes:
+            continue
+        group = parts.group(list(parts.boxes))
+        ways = [judge.of_drawings([group], [original])] if original is not None else []
+        for digits in [*ways, judge([group])]:
+            reading = _reading(tone.name, tone, parts, digits)
             found.append(reading._replace(score=reading.score + ODDS_OF_ONE))
-            if reading.digits[0].is_named:
+            if digits[0].is_named:
                 return found[-1], True
     return next(iter(found), None), bool(found)
 

@@ -9,7 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 import mnist_flax
 from benchmarks.drawn import layouts
 from benchmarks.drawn.strokes import cropped
-from mnist_flax.reading.image import Picture, decode
+from mnist_flax import data
+from mnist_flax.reading.drawing import as_it_is, draw
+from mnist_flax.reading.image import Picture, decode, of_grey
 from mnist_flax.reading.reader import read
 
 
@@ -101,6 +103,27 @@ def test_a_digit_in_any_tone(network, label, style):
 def test_a_digit_of_any_size_and_pen(network, label, size, width):
     page = read(network, picture(sheet([(label, (150, 200), size)], width=width)[0]))
     assert named(page) == [label]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_in_mnist_geometry_is_not_drawn_again(network, turned):
+    drawing = draw(pen("5", 60, 0.12))
+    page = read(network, of_grey((255 - drawing if turned else drawing) / np.float32(255)))
+    assert named(page) == ["5"]
+    np.testing.assert_array_equal(page.digits[0].pixels, drawing)
+
+
+def test_what_is_drawn_otherwise_is_not_taken_as_it_is():
+    drawing = draw(pen("5", 60, 0.12)) / np.float32(255)
+    small = np.pad(Image.fromarray(drawing).resize((20, 20)), 4)
+    for other in (np.zeros((28, 28)), np.ones((28, 28)), drawing[:, 1:], np.roll(drawing, 2, axis=1), small):
+        assert as_it_is(np.asarray(other, np.float32)) is None
+
+
+def test_mnist_images_are_read(network, mnist_dir):
+    images, labels = (values[:500] for values in data.load("mnist", mnist_dir, None).test)
+    found = [named(read(network, of_grey(image / np.float32(255)))) for image in images]
+    assert sum(digits == [str(label)] for digits, label in zip(found, labels, strict=True)) >= 496
 
 
 def test_several_digits_in_reading_order(network):
