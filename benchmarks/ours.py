@@ -131,7 +131,7 @@ def scaling(name: str) -> dict[str, Work]:
 
 
 def _compiled(function: Callable[..., Any], amount: float, *arguments: jax.Array) -> Work:
-    compiled = jax.jit(function, compiler_options=meshes.cpu_compiler_options())
+    compiled = jax.jit(function, compiler_options=meshes.compiler_options(jax.devices()[0].platform))
     return Work(partial(compiled, *arguments), amount, jax.block_until_ready)
 
 
