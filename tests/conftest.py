@@ -91,6 +91,21 @@ def chromium(tmp_path):
         yield browser
 
 
+def fresh_variables(*seeds: int):
+    """A network's variables before training; with several seeds, those of several networks along a leading axis.
+
+    Compiled without optimizations, which takes a second and not half a minute.
+    """
+    import jax
+
+    from mnist_flax.model import init_variables
+    from mnist_flax.training.programs import RUN_ONCE
+
+    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+    variables = jax.jit(jax.vmap(init_variables), compiler_options=RUN_ONCE)(keys)
+    return jax.tree.map(lambda leaf: leaf[0], variables) if len(seeds) == 1 else variables
+
+
 def state_dict(arrays: dict, prefix: str) -> dict:
     """The entries `prefix/...` of a golden file, as a PyTorch state dict."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

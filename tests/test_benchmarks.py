@@ -6,12 +6,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import fresh_variables
 
 from benchmarks.__main__ import Row, main, measure, summarise, table
 from benchmarks.plain_flax import PlainNet
 from benchmarks.suite import SUITE, Benchmark
 from mnist_flax.errors import UserError
-from mnist_flax.model import MNISTNet, init_variables
+from mnist_flax.model import MNISTNet
 
 
 def test_ratio_is_the_median_of_each_rounds_own():
@@ -66,7 +67,7 @@ def test_mistakes_are_answered_in_one_sentence(monkeypatch, capsys, arguments, m
 
 
 def test_plain_flax_is_the_same_network():
-    variables = jax.jit(init_variables)(jax.random.key(0))
+    variables = fresh_variables(0)
     images = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
 
     @jax.jit

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import state_dict
+from conftest import fresh_variables, state_dict
 
 from mnist_flax import summary
 from mnist_flax.data import Normalization
@@ -17,7 +17,7 @@ SHAPES = ((26, 8), (24, 12), (22, 16), (20, 20), (10, 20), (10, 12), (10, 16), (
 
 @pytest.fixture(scope="module")
 def variables():
-    return init_variables(jax.random.key(0))
+    return fresh_variables(0)
 
 
 @pytest.fixture(scope="module")

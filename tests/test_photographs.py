@@ -9,7 +9,9 @@ from benchmarks import photographs
 from benchmarks.drawn.kinds import INK, KINDS, NONE, SEVERAL, STROKES
 from benchmarks.drawn.strokes import Digits, strokes, thinned
 from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
+from benchmarks.reading_weights import Ways, fit
 from mnist_flax import data
+from mnist_flax.reading.scoring import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ HARD = [
     *("turned page with transparent corners", "rounded corners", "float TIFF, 0 to 1.02", "float TIFF, 0 to 3"),
     *("float TIFF, standardised", *INK, "JPEG of 50 megapixels", "animated GIF, first frame empty", *STROKES),
     *("form box", "form box touched by the digit", "form box, left and bottom line", "frame at the image's edge"),
-    *("8 to 12 pixels", "touching pair"),
+    *("8 to 12 pixels", "touching pair", "printed digit", "printed row", "stripes"),
 ]
 HARDEST = ("one above the other", "touching pair")  # of two, one is read
 
@@ -56,6 +58,23 @@ def test_hard_kinds_are_read(mnist_digits, kind, tmp_path):
     first, second = (ask(network, picture, tmp_path) for picture in pictures(kind, mnist_digits, seed=22, count=2))
     outcomes = [first.outcome, second.outcome]
     assert "right" in outcomes if kind in HARDEST else outcomes == ["right", "right"]
+
+
+def test_the_weights_tell_right_ways_from_others():
+    """Pages on which the right way has the highest first feature, and the second says nothing; some have no right way."""
+    rng, count = np.random.default_rng(0), len(WEIGHTS)
+    pages = []
+    for i in range(60):
+        features = np.zeros((4, count + 1))
+        features[:3, :2], features[:3, -1] = rng.standard_normal((3, 2)), 1
+        right = np.arange(4) == (3 if i % 3 == 0 else features[:3, 0].argmax())
+        features[:3, 0] += 3 * right[:3]
+        pages.append(Ways(features, right))
+    weights = fit(pages)
+    assert weights[0] > 1 > abs(weights[1])
+    assert weights[-1] < 0  # without its bonus no way is as good as naming nothing
+    chosen = [page.right[(page.features @ weights).argmax()] for page in pages]
+    assert np.mean(chosen) > 0.9
 
 
 def test_a_kind_depends_on_its_seed_alone(digits):

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import state_dict
+from conftest import fresh_variables, state_dict
 
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.inference import interop
-from mnist_flax.model import MNISTNet, init_variables
+from mnist_flax.model import MNISTNet
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import DATA, Batch, StepOptions, TrainState, epoch_order, train_step
 from mnist_flax.training import programs
@@ -84,7 +84,7 @@ def test_golden_trajectory_in_float32(golden):
 
 
 def test_step_is_pure():
-    state = new_state(jax.jit(init_variables)(jax.random.key(0)), axis_name=None)
+    state = new_state(fresh_variables(0), axis_name=None)
     batch = Batch(jnp.asarray(NORMALIZATION(EXAMPLES.images[:8])), jnp.asarray(EXAMPLES.labels[:8]))
     step = jax.jit(functools.partial(train_step, label_smoothing=0.1))
     (first, first_metrics), (second, second_metrics) = step(state, batch), step(state, batch)
@@ -94,7 +94,7 @@ def test_step_is_pure():
 
 
 def test_loss_is_smoothed_cross_entropy():
-    state = new_state(jax.jit(init_variables)(jax.random.key(0)), axis_name=None)
+    state = new_state(fresh_variables(0), axis_name=None)
     images, labels = jnp.asarray(NORMALIZATION(EXAMPLES.images[:8])), EXAMPLES.labels[:8]
     _, metrics = train_step(state, Batch(images, jnp.asarray(labels)), label_smoothing=0.1)
     logits, _ = state.apply_fn(state.variables, images, train=True, mutable=["batch_stats"])
@@ -186,7 +186,7 @@ def test_augmentation_fades_to_nothing():
 
 
 def test_epochs_have_different_orders_that_are_permutations():
-    state = new_state(jax.jit(init_variables)(jax.random.key(0)))
+    state = new_state(fresh_variables(0))
     order = functools.partial(epoch_order, num_examples=100, steps_per_epoch=4)
     first, same, second = (order(state.replace(step=jnp.int32(step))) for step in (0, 3, 4))
     assert sorted(first.tolist()) == list(range(100))
@@ -197,7 +197,7 @@ def test_epochs_have_different_orders_that_are_permutations():
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 100), (1, 30), (8, 30), (3, 7)])
 def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypatch):
     monkeypatch.setattr(programs, "EVALUATION_BATCH", batch_size)
-    variables = jax.jit(init_variables)(jax.random.key(3))
+    variables = fresh_variables(3)
     evaluate = EvaluationProgram(make_mesh(24, num_devices), NORMALIZATION)
     batches = evaluate.batches(EXAMPLES)
     assert (batches.labels >= 0).sum() == 100
@@ -212,7 +212,7 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypat
 
 @pytest.mark.parametrize("num_devices", [1, 3, 6])
 def test_evaluation_of_several_replicas_and_their_ensemble(num_devices):
-    variables = jax.jit(jax.vmap(init_variables))(jax.random.split(jax.random.key(3), 3))
+    variables = fresh_variables(3, 4, 5)
     evaluate = EvaluationProgram(make_mesh(24, num_devices, 3), NORMALIZATION)
     figures = evaluate(variables, evaluate.batches(EXAMPLES))
     images = jnp.asarray(NORMALIZATION(EXAMPLES.images))

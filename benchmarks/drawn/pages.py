@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.drawn.layouts import Layout, Shape, curve, drawn, put
 from benchmarks.drawn.paper import Canvas, Cover, Random, clouds
 from benchmarks.drawn.strokes import Digits, strokes
-from benchmarks.strangers import LETTERS
+from benchmarks.strangers import LETTERS, fonts
 
 Written = list[tuple[Cover, str]]
 
@@ -190,6 +190,30 @@ def letter(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tu
     page = np.zeros(shape, np.float32)
     put(page, strokes(np.asarray(image), rng.uniform(0.35, 0.6) * min(shape), width or 0.12), np.array(shape) / 2)
     return page, ()
+
+
+def printed(low: int, high: int) -> Layout:
+    """A line of `low` to `high` printed digits."""
+
+    def layout(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:
+        labels = tuple(label for _ in range(rng.randint(low, high + 1)) for _, label in [digits.draw(rng)])
+        size = int(rng.uniform(0.35, 0.8) * min(shape[0], 1.4 * shape[1] / len(labels)))
+        typefaces = fonts()[::2]  # the others are left to `benchmarks.strangers`
+        font = ImageFont.truetype(str(typefaces[rng.randint(len(typefaces))]), size)
+        image = Image.new("L", shape[::-1])
+        ImageDraw.Draw(image).text((shape[1] / 2, shape[0] / 2), "".join(labels), 255, font, anchor="mm")
+        return np.asarray(image, np.float32) / 255, labels
+
+    return layout
+
+
+def stripes(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:
+    """Parallel stripes in a square."""
+    angle, period, side = rng.uniform(0, np.pi), rng.uniform(0.05, 0.2), 0.8 * min(shape)
+    rows, columns = np.mgrid[: shape[0], : shape[1]] - np.array(shape)[:, None, None] / 2
+    wave = np.sin((columns * np.cos(angle) + rows * np.sin(angle)) * 2 * np.pi / (period * side))
+    inside = np.maximum(abs(rows), abs(columns)) < side / 2
+    return ((wave < 0) & inside).astype(np.float32), ()
 
 
 def scribble(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:

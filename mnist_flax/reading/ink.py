@@ -28,14 +28,14 @@ class Tone(NamedTuple):
     Attributes:
         name: for people.
         ink: what may be ink.
+        values: the tones that it was found in.
         kept: the share of its ink that is left after lines are removed; 1 if none were.
-        usual: whether ink is darker than the paper if the picture is bright, or lighter if it is dark.
     """
 
     name: str
     ink: Ink
+    values: Ink
     kept: float = 1.0
-    usual: bool = True
 
 
 def tones(picture: Picture) -> Iterator[Tone]:
@@ -43,7 +43,7 @@ def tones(picture: Picture) -> Iterator[Tone]:
     grey = picture.rgb @ LUMINANCE
     opaque = picture.alpha > 0.5
     if opaque.mean() <= 1 / 3:
-        yield from _if_any("opaque", picture.alpha)
+        yield from _if_any("opaque", picture.alpha, picture.alpha)
     yield from _against_border(grey)
     colour = _principal_colour(picture.rgb)
     for name, values in (("grey", grey), ("colour", colour)):
@@ -52,14 +52,11 @@ def tones(picture: Picture) -> Iterator[Tone]:
         if name == "colour":
             yield from _against_border(values)
         for window in WINDOWS[min(values.shape) < 64 :]:
-            middle = float(np.median(values))
-            for tone in _if_any(f"dark {name} {window}", *_against_paper(values, window)):
-                yield tone._replace(usual=middle > 0.35)
-            for tone in _if_any(f"light {name} {window}", _against_paper(1 - values, window)[1]):
-                yield tone._replace(usual=middle < 0.65)
+            yield from _if_any(f"dark {name} {window}", values, *_against_paper(values, window))
+            yield from _if_any(f"light {name} {window}", values, _against_paper(1 - values, window)[1])
 
 
-def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator[Tone]:
+def _if_any(name: str, values: Ink, contrast: Ink, difference: Ink | None = None) -> Iterator[Tone]:
     """The ink of a map of contrasts, if there is any; `difference` has them in grey levels if `contrast` does not."""
     difference = contrast if difference is None else difference
     count = min(max(12, contrast.size // 500), contrast.size)
@@ -69,7 +66,7 @@ def _if_any(name: str, contrast: Ink, difference: Ink | None = None) -> Iterator
     noise = float(np.quantile(contrast[::4, ::4], 0.5)) if contrast.size > 4096 else 0.0
     if absolute >= MIN_CONTRAST and strongest > 5 * noise:
         # Contrasts below a fifth of the strongest are shadows and JPEG artefacts.
-        yield Tone(name, np.clip((contrast / strongest - 0.2) / 0.6, 0, 1))
+        yield Tone(name, np.clip((contrast / strongest - 0.2) / 0.6, 0, 1), values)
 
 
 def _against_border(grey: Ink) -> Iterator[Tone]:
@@ -78,7 +75,7 @@ def _against_border(grey: Ink) -> Iterator[Tone]:
     difference = grey - np.median(border)
     if abs(difference.min()) > difference.max():
         difference = -difference
-    yield from _if_any("border", np.maximum(difference, 0))
+    yield from _if_any("border", grey, np.maximum(difference, 0))
 
 
 def _against_paper(grey: Ink, window: float) -> tuple[Ink, Ink]:

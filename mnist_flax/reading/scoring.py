@@ -14,20 +14,21 @@ from mnist_flax.reading.ink import Tone
 from mnist_flax.reading.judging import Judged
 from mnist_flax.reading.parts import Box, Group, Parts
 
-BIAS = -1.21
+BIAS = -1.07
 WEIGHTS = {
-    "kept": 3.31,  # the share of all ink that is drawn as digits
-    "novelty": -8.12,  # their out-of-distribution score
-    "worst": 4.9,  # the quality of the worst of them
-    "thin": -3.48,  # the share of their ink that is in thin ones: edges and rules look like ones
-    "usual": 1.16,  # whether ink is darker than bright paper, or lighter than dark paper
-    "enclosing": -1.47,  # whether one of them lies around another, as in a face or a frame
-    "border": -2.5,  # the largest share of the picture's border that one covers, as a desk or a shadow does
-    "thick": -0.77,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
-    "soft": -0.42,  # how many pixels it takes from ink to paper; a shadow's edge is softer than a pen's
-    "spread": -2.51,  # by how much they differ in size: the logarithm of the ratio
+    "kept": 3.26,  # the share of all ink that is drawn as digits
+    "novelty": -7.42,  # their out-of-distribution score
+    "worst": 5.69,  # the quality of the worst of them
+    "thin": -3.41,  # the share of their ink that is in thin ones: edges and rules look like ones
+    "common": -2.01,  # the share of the picture that has their tone: paper between strokes has that of all paper
+    "enclosing": -3.47,  # whether one of them lies around another, as in a face or a frame
+    "border": -2.16,  # the largest share of the picture's border that one covers, as a desk or a shadow does
+    "thick": -0.64,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
+    "soft": -0.41,  # how many pixels it takes from ink to paper; a shadow's edge is softer than a pen's
+    "spread": -2.96,  # by how much they differ in size: the logarithm of the ratio
 }
 PEN = 3.0  # half the width of a wide stroke, in MNIST's pixels
+SAME = 0.1  # of black to white: tones of one thing in one light
 EXTREME = 0.1  # of more than ten digits, a tenth may be misread, too large or too small
 MAX_NOVELTY, MAX_THICK, MAX_SOFT = 3.0, 4.0, 6.0  # more makes a reading no worse
 
@@ -48,7 +49,7 @@ def features(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> dict[str, fl
         "novelty": float(share @ [min(digit.novelty, MAX_NOVELTY) for digit in digits]),
         "worst": _quantile([digit.quality for digit in digits], EXTREME),
         "thin": float(share @ [is_thin(box) for box in boxes]),
-        "usual": float(tone.usual),
+        "common": float(share @ [_common(tone, digit.group) for digit in digits]),
         "enclosing": float(any(encloses(a, b) for a, b in itertools.permutations(boxes[:20], 2))),
         "border": max(parts.border_share(digit.group) for digit in digits),
         "thick": float(np.clip(max(digit.thickness for digit in digits) - PEN, 0, MAX_THICK)),
@@ -70,6 +71,12 @@ def is_thin(box: Box) -> bool:
 def _quantile(values: Sequence[float], share: float) -> float:
     """The least of few values, or the greatest; of many, a quantile."""
     return float(np.quantile(values, share, method="lower" if share < 0.5 else "higher"))
+
+
+def _common(tone: Tone, group: Group) -> float:
+    """The share of the picture that is hardly lighter or darker than the group's ink."""
+    own = tone.values[group.box.top : group.box.bottom, group.box.left : group.box.right][group.ink > 0.5]
+    return float((abs(tone.values[::2, ::2] - np.median(own)) < SAME).mean())
 
 
 def _softness(group: Group) -> float:
