@@ -61,7 +61,7 @@ def test_hard_kinds_are_read(mnist_digits, kind, tmp_path):
 
 
 def test_the_weights_tell_right_ways_from_others():
-    """Pages on which the right way has the highest first feature, and the second says nothing; some have no right way."""
+    """On these pages the right way, if there is one, has the highest first feature; the second says nothing."""
     rng, count = np.random.default_rng(0), len(WEIGHTS)
     pages = []
     for i in range(60):
