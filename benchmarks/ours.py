@@ -13,10 +13,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks.suite import Work
-from mnist_flax import ops, summary
+from mnist_flax import kernels, ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
+from mnist_flax.kernels import Kernels
 from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.step import DATA, Batch, train_step
 from mnist_flax.training import mesh as meshes
@@ -42,13 +43,19 @@ def _examples(num_examples: int) -> Examples:
     return Examples(images, rng.randint(0, 10, num_examples).astype(np.int32))
 
 
-def _training(mesh: Mesh, batch_size: int, amount: float) -> Work:
+def kernels_of(name: str, mesh: Mesh) -> Kernels:
+    """What computes an implementation's convolutions and BatchNorm."""
+    return kernels.choose("xla" if name == "ours-xla" else "auto", meshes.platform_of(mesh)).kernels
+
+
+def _training(mesh: Mesh, batch_size: int, amount: float, kernels: Kernels) -> Work:
     """An optimizer step, its batch spread over the mesh."""
-    state, examples = place(create_state(SEED[0], PRESETS["reference"], MANY_STEPS), mesh), _examples(batch_size)
+    state = place(create_state(SEED[0], PRESETS["reference"], MANY_STEPS, kernels), mesh)
+    examples = _examples(batch_size)
     batch = Batch(NORMALIZATION(examples.images.astype(np.float32)), examples.labels)
     batch = place(batch, mesh, SPLIT)
     function = partial(train_step, label_smoothing=0.1, axis_name=DATA)
-    step: Any = compile_per_device(function, mesh, (EVERYWHERE, SPLIT), EVERYWHERE, donate=(0,))
+    step: Any = compile_per_device(function, mesh, (EVERYWHERE, SPLIT), EVERYWHERE, donate=(0,), kernels=kernels)
 
     def run() -> Any:
         nonlocal state
@@ -60,14 +67,15 @@ def _training(mesh: Mesh, batch_size: int, amount: float) -> Work:
 
 def step(name: str) -> dict[str, Work]:
     """An optimizer step of 128 images."""
-    return {name: _training(make_mesh(128), 128, amount=1)}
+    mesh = make_mesh(128)
+    return {name: _training(mesh, 128, 1, kernels_of(name, mesh))}
 
 
-def _chunk(mesh: Mesh, batch_size: int) -> tuple[Callable[[], None], TrainingProgram]:
+def _chunk(mesh: Mesh, batch_size: int, kernels: Kernels) -> tuple[Callable[[], None], TrainingProgram]:
     """What trains a chunk of steps, augmentation included, as often as called, and the program it runs."""
     config = dataclasses.replace(PRESETS["reference"], batch_size=batch_size)
-    training = TrainingProgram(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000))
-    state, totals = create_states(SEED, mesh, config, MANY_STEPS), zero_totals(1, mesh)
+    training = TrainingProgram(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000), kernels)
+    state, totals = create_states(SEED, mesh, config, MANY_STEPS, kernels), zero_totals(1, mesh)
     order = training.order(state)
 
     def train() -> None:
@@ -82,7 +90,7 @@ def epoch(name: str) -> dict[str, Work]:
     """Training in chunks of steps, and augmentation alone."""
     batch_size, augmentation = PRESETS["reference"].batch_size, Augmentation()
     mesh = make_mesh(batch_size)
-    train, training = _chunk(mesh, batch_size)
+    train, training = _chunk(mesh, batch_size, kernels_of(name, mesh))
 
     def augment_chunk(key: jax.Array, images: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
@@ -106,7 +114,7 @@ def augmentation(name: str) -> dict[str, Work]:
 def evaluation(name: str) -> dict[str, Work]:
     """Loss and hits of 10,000 uint8 images."""
     mesh = make_mesh(EVALUATION_BATCH)
-    evaluate = EvaluationProgram(mesh, NORMALIZATION)
+    evaluate = EvaluationProgram(mesh, NORMALIZATION, kernels_of(name, mesh))
     variables, batches = (
         create_states(SEED, mesh, PRESETS["reference"], 1).variables,
         evaluate.batches(_examples(10_000)),
@@ -120,7 +128,8 @@ def scaling(name: str) -> dict[str, Work]:
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={meshes.num_cores()}")
 
     def images(batch_size: int, num_devices: int) -> Work:
-        train, training = _chunk(make_mesh(batch_size, num_devices), batch_size)
+        mesh = make_mesh(batch_size, num_devices)
+        train, training = _chunk(mesh, batch_size, kernels_of(name, mesh))
         return Work(train, training.chunk * batch_size)
 
     devices = [n for n in range(1, jax.device_count() + 1) if 128 % n == 0]
@@ -130,13 +139,13 @@ def scaling(name: str) -> dict[str, Work]:
     }
 
 
-def _compiled(function: Callable[..., Any], amount: float, *arguments: jax.Array) -> Work:
+def _compiled(function: Callable[..., Any], amount: float, *arguments: Any) -> Work:
     compiled = jax.jit(function, compiler_options=meshes.compiler_options(jax.devices()[0].platform))
     return Work(partial(compiled, *arguments), amount, jax.block_until_ready)
 
 
-def _convolutions(num_images: int) -> Iterator[tuple[str, Work]]:
-    """Forward, input gradient (the first layer needs none) and weight gradient of each; an amount is in GFLOP."""
+def _convolutions(num_images: int, kernels: Kernels) -> Iterator[tuple[str, Work]]:
+    """Forward, and both gradients together (the first layer needs that of its kernel only); an amount is in GFLOP."""
     rng, previous = np.random.RandomState(0), IMAGE_SHAPE
     for layer in summary.layers():
         inputs, previous = previous, layer.shape
@@ -146,16 +155,14 @@ def _convolutions(num_images: int) -> Iterator[tuple[str, Work]]:
         shapes = (num_images, *inputs), (size, size, inputs[-1], layer.shape[-1]), (num_images, *layer.shape)
         x, kernel, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
         padding = ((layer.shape[0] + size - 1 - inputs[0]) // 2,) * 2
-        conv = partial(ops.conv_general_dilated, window_strides=(1, 1), padding=(padding, padding))
 
-        def gradient(x: Any, kernel: Any, dy: Any, *, of: int, conv: Any = conv) -> jax.Array:
-            return jax.vjp(conv, x, kernel)[1](dy)[of]
+        def conv(*arguments: Any, pads: Any = (padding, padding)) -> jax.Array:
+            return ops.convolve(*arguments, pads, kernels)[0]
 
-        gflop = 2e-9 * kernel.size * dy.size / dy.shape[-1]
+        gflop, first = 2e-9 * kernel.size * dy.size / dy.shape[-1], inputs == IMAGE_SHAPE
+        vjp = jax.vjp(partial(conv, x), kernel)[1] if first else jax.vjp(conv, x, kernel)[1]
         yield f"{name} forward", _compiled(conv, gflop, x, kernel)
-        if inputs != IMAGE_SHAPE:
-            yield f"{name} d input", _compiled(partial(gradient, of=0), gflop, x, kernel, dy)
-        yield f"{name} d kernel", _compiled(partial(gradient, of=1), gflop, x, kernel, dy)
+        yield f"{name} backward", _compiled(lambda vjp, dy: vjp(dy), gflop if first else 2 * gflop, vjp, dy)
 
 
 def layers(name: str) -> dict[str, Work]:
@@ -163,11 +170,13 @@ def layers(name: str) -> dict[str, Work]:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     mesh, num_images = make_mesh(64, 1), 64
-    matrix, each = jnp.ones((1024, 1024)), dict(_convolutions(num_images))
+    kernels = kernels_of(name, mesh)
+    matrix, each = jnp.ones((1024, 1024)), dict(_convolutions(num_images, kernels))
     gflop = sum(work.amount for work in each.values())
-    return {
+    works = {
         "matrix product 1024³": _compiled(jnp.matmul, 2e-9 * 1024**3, matrix, matrix),
         **each,
         "all convolutions": Work(lambda: [work.run() for work in each.values()], gflop, jax.block_until_ready),
-        "whole training step": _training(mesh, num_images, gflop),
+        "whole training step": _training(mesh, num_images, gflop, kernels),
     }
+    return {f"{name}: {row}": work for row, work in works.items()}

@@ -19,7 +19,7 @@ from mnist_flax.errors import UserError
 # Options that say where and for how long to run, not what is computed.
 _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices", "distributed"}
 _NOT_SHOWN |= {"no_compilation_cache", "no_report", "overwrite", "target_accuracy", "patience"}
-_NOT_SHOWN |= {"checkpoint_every_seconds", "debug_nans"}
+_NOT_SHOWN |= {"checkpoint_every_seconds", "debug_nans", "kernels"}
 
 
 def read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

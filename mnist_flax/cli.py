@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_flax.errors import UserError
+from mnist_flax.files import cache_directory
 
 
 def program_name(command: str) -> str:
@@ -80,12 +81,8 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        if not os.access(directory, os.W_OK):
+        directory = cache_directory()
+        if directory is None:
             return
         jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up to seconds

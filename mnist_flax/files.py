@@ -8,6 +8,16 @@ from typing import Any
 from mnist_flax.errors import UserError
 
 
+def cache_directory() -> Path | None:
+    """Where compiled programs are kept: $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax; None if not writable."""
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return directory if os.access(directory, os.W_OK) else None
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnist_flax import ops
+from mnist_flax.kernels import Kernels
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
@@ -29,11 +30,30 @@ def bias_init_for(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-class BatchNorm(nn.Module):
-    """`nn.BatchNorm` with PyTorch's conventions: momentum 0.1 (Flax: 0.9) and an unbiased running variance.
+class Conv(nn.Module):
+    """Convolution with stride 1: the results of `ops.convolve`, which has no bias, and the bias or 0."""
 
-    With `axis_name` the statistics are those of the whole batch across that mesh axis.
-    https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
+    features: int
+    kernel_size: tuple[int, int]
+    padding: int
+    use_bias: bool
+    kernels: Kernels
+
+    @nn.compact
+    def __call__(self, x: ops.Deferred | Float[Array, "n h w c"]) -> tuple[Array, Array, Array]:
+        c_in = (x.values if isinstance(x, ops.Deferred) else x).shape[-1]
+        kernel = jnp.asarray(self.param("kernel", kernel_init, (*self.kernel_size, c_in, self.features)))
+        fan_in = math.prod(self.kernel_size) * c_in
+        bias = jnp.asarray(self.param("bias", bias_init_for(fan_in), (self.features,)) if self.use_bias else 0.0)
+        padding = (self.padding, self.padding)
+        return *ops.convolve(x, kernel, (padding, padding), self.kernels), bias
+
+
+class BatchNormReLU(nn.Module):
+    """ReLU of `nn.BatchNorm` with PyTorch's conventions: momentum 0.1 (Flax: 0.9) and an unbiased running variance.
+
+    It takes what `Conv` returns. With `axis_name` the statistics are those of the whole batch across that mesh axis.
+    Ioffe & Szegedy, 2015, arXiv:1502.03167. https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
     """
 
     momentum: float = 0.1
@@ -41,7 +61,9 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w c"]:
+    def __call__(
+        self, x: Float[Array, "n h w c"], sums: Float[Array, "2 c"], conv_bias: Any = 0.0, *, train: bool
+    ) -> ops.Deferred:
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -49,16 +71,19 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return x * factor + (bias - running_mean.value * factor)
-        axis_name = None if self.is_initializing() else self.axis_name
-        normalized: Any = ops.batch_norm(x, scale, bias, self.epsilon, axis_name)
-        y, mean, variance = normalized
+            return ops.Deferred(x, factor, bias + (conv_bias - running_mean.value) * factor)
+        count = x.size // x.shape[-1]
+        if self.axis_name is not None and not self.is_initializing():
+            sums, count = jax.lax.psum((sums, count), self.axis_name)
+        # A bias before it shifts the mean, and changes nothing else.
+        mean, mean_of_squares = sums / count
+        variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
         if not self.is_initializing():
-            devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-            count = devices * x.size // x.shape[-1]
-            running_mean.value += self.momentum * (mean - running_mean.value)
-            running_var.value += self.momentum * (variance * count / max(count - 1, 1) - running_var.value)
-        return y
+            unbiased = variance * (count / max(count - 1, 1))
+            running_mean.value += self.momentum * (jax.lax.stop_gradient(mean + conv_bias) - running_mean.value)
+            running_var.value += self.momentum * (jax.lax.stop_gradient(unbiased) - running_var.value)
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return ops.Deferred(x, factor, bias - mean * factor)
 
 
 class ConvBlock(nn.Module):
@@ -69,35 +94,26 @@ class ConvBlock(nn.Module):
     padding: int = 0
     use_bias: bool = False
     axis_name: str | None = None
+    kernels: Kernels = "xla"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h_out w_out f"]:
-        x = nn.Conv(
-            self.features,
-            self.kernel_size,
-            padding=self.padding,
-            use_bias=self.use_bias,
-            kernel_init=kernel_init,
-            bias_init=bias_init_for(math.prod(self.kernel_size) * x.shape[-1]),
-            conv_general_dilated=ops.conv_general_dilated,
-            name="conv",
-        )(x)
-        x = BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
-        return nn.relu(x)
+    def __call__(self, x: ops.Deferred | Float[Array, "n h w c"], *, train: bool) -> ops.Deferred:
+        conv = Conv(self.features, self.kernel_size, self.padding, self.use_bias, self.kernels, name="conv")
+        return BatchNormReLU(axis_name=self.axis_name, name="norm")(*conv(x), train=train)
 
 
 class MaxPool(nn.Module):
     """2×2 max-pool, stride 2. It is a module so that captured intermediates have it under its name."""
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
-        return ops.max_pool_2x2(x)
+    def __call__(self, x: ops.Deferred) -> ops.Deferred:
+        return x._replace(pooled=True)
 
 
 class GlobalAveragePool(nn.Module):
     """Mean over space. It is a module for the same reason."""
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
-        return x.mean(axis=(1, 2), keepdims=True)
+    def __call__(self, x: ops.Deferred) -> Float[Array, "n 1 1 c"]:
+        return x.compute().mean(axis=(1, 2), keepdims=True)
 
 
 class MNISTNet(nn.Module):
@@ -106,16 +122,20 @@ class MNISTNet(nn.Module):
     `apply({"params": ..., "batch_stats": ...}, images, train=False)` maps normalised images `(n, 28, 28, 1)` to logits
     `(n, 10)`. With `train=True` pass `mutable=["batch_stats"]`, and inside `shard_map` give `axis_name` so that
     BatchNorm sees the whole batch.
+
+    Attributes:
+        kernels: what computes convolutions and BatchNorm: "xla", or "native" (`kernels/`), which only a CPU has.
     """
 
     axis_name: str | None = None
+    kernels: Kernels = "xla"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n 28 28 1"], *, train: bool = False) -> Float[Array, "n 10"]:
+    def __call__(self, images: Float[Array, "n 28 28 1"], *, train: bool = False) -> Float[Array, "n 10"]:
         def block(name: str, features: int, kernel_size=(3, 3), padding=0, use_bias=False) -> ConvBlock:
-            return ConvBlock(features, kernel_size, padding, use_bias, self.axis_name, name=name)
+            return ConvBlock(features, kernel_size, padding, use_bias, self.axis_name, self.kernels, name=name)
 
-        x = block("block1", 8)(x, train=train)  # 26×26
+        x: Any = block("block1", 8)(images, train=train)  # 26×26
         x = block("block2", 12)(x, train=train)  # 24×24
         x = block("block3", 16)(x, train=train)  # 22×22
         x = block("block4", 20)(x, train=train)  # 20×20

@@ -1,42 +1,65 @@
-"""The three operations that XLA's CPU backend needs help with: convolution, max-pool, BatchNorm.
+"""The operations that XLA's CPU backend needs help with: convolution, max-pool, sums for BatchNorm.
 
 Each has the values and gradients of its plain formulation, against which `tests/test_ops.py` tests it; only the
 operations that XLA is given differ. They are used on every platform.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnist_flax.kernels import Kernels, native
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv_general_dilated(
-    inputs: Float[Array, "n h w c_in"],
-    kernel: Float[Array, "kh kw c_in c_out"],
-    window_strides: tuple[int, ...],
-    padding: Any,
-    **options: Any,
-) -> Float[Array, "n h_out w_out c_out"]:
-    """Drop-in for `lax.conv_general_dilated` inside `nn.Conv`, with a weight gradient XLA compiles well.
+class Deferred(NamedTuple):
+    """The ReLU of `factor * values + offset` for each channel, max-pooled if `pooled`: a BatchNorm's and ReLU's result.
 
-    Only what this network uses is special-cased: 2-D, NHWC, no dilation and no groups. Anything else goes to
-    `lax.conv_general_dilated` unchanged.
+    It is computed by what takes it, as it reads `values`: hardly any arithmetic, for which each operation would else
+    pass over memory.
     """
-    dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
-    if kernel.ndim != 4 or options.get("feature_group_count", 1) != 1 or {*window_strides, *dilations} != {1}:
-        return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], (1, 1), padding)
-    (top, bottom), (left, right) = padding
-    return _conv(inputs, kernel, ((top, bottom), (left, right)))
+
+    values: Float[Array, "n h w c"]
+    factor: Float[Array, " c"]
+    offset: Float[Array, " c"]
+    pooled: bool = False
+
+    def compute(self) -> Float[Array, "n h_out w_out c"]:
+        """Compute it."""
+        y = jax.nn.relu(self.factor * self.values + self.offset)
+        return max_pool_2x2(y) if self.pooled else y
 
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+def computed(tree: Any) -> Any:
+    """A tree in which nothing is deferred any more."""
+    deferred = lambda node: isinstance(node, Deferred)  # noqa: E731
+    return jax.tree.map(lambda node: node.compute() if deferred(node) else node, tree, is_leaf=deferred)
+
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
+
+
+def convolve(
+    x: Deferred | Float[Array, "n h w c_in"],
+    kernel: Float[Array, "kh kw c_in c_out"],
+    padding: Padding,
+    kernels: Kernels = "xla",
+) -> tuple[Float[Array, "n h_out w_out c_out"], Float[Array, "2 c_out"]]:
+    """The convolution with stride 1, and for each channel the sums over batch and space of it and of its squares.
+
+    `kernels` is what computes them, as in `MNISTNet`.
+    """
+    if kernels == "native" and kernel.dtype == jnp.float32:
+        if isinstance(x, Deferred):
+            return native.convolve(x.values, jnp.stack([x.factor, x.offset]), kernel, padding, x.pooled)
+        return native.convolve(x, jnp.zeros(0, jnp.float32), kernel, padding)
+    y: Any = _conv(computed(x), kernel, padding)
+    return y, jnp.stack(_sum_and_dot(y, y))
 
 
 def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
@@ -116,22 +139,6 @@ def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
-def batch_moments(
-    x: Float[Array, "n h w c"], axis_name: str | None = None
-) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-    """Per-channel mean and (biased) variance over batch and space, over all devices of `axis_name` if given."""
-    total, squares = _sum_and_dot(x, x)
-    return _moments(x, total, squares, axis_name)
-
-
-def _moments(x: Array, total: Array, squares: Array, axis_name: str | None) -> tuple[Array, Array]:
-    count = x.size // x.shape[-1]
-    mean, mean_of_squares = total / count, squares / count
-    if axis_name is not None:
-        mean, mean_of_squares = lax.pmean((mean, mean_of_squares), axis_name)
-    return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
-
-
 def _sum_and_dot(x: Array, y: Array) -> tuple[Array, Array]:
     """Per-channel `(sum(x), sum(x * y))`, in two stages: rows of pixels are added up first.
 
@@ -145,51 +152,3 @@ def _sum_and_dot(x: Array, y: Array) -> tuple[Array, Array]:
         return values.reshape(n * height, width * channels).sum(0).reshape(width, channels).sum(0)
 
     return per_channel(x), per_channel(x * y)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def batch_norm(
-    x: Float[Array, "n h w c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
-    epsilon: float = 1e-5,
-    axis_name: str | None = None,
-) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Normalise by the batch's own moments; with `axis_name`, by those of the whole mesh's batch.
-
-    Returns the normalised, scaled and shifted `x`, and the mean and biased variance it used. The moments are auxiliary
-    outputs for the running statistics: no gradient flows back through them.
-
-    Ioffe & Szegedy, 2015, arXiv:1502.03167.
-    """
-    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
-
-
-def _batch_norm_forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
-) -> tuple[tuple[Array, Array, Array], Any]:
-    mean, variance = batch_moments(x, axis_name)
-    inverse = lax.rsqrt(variance + epsilon)
-    y = x * (scale * inverse) + (bias - mean * scale * inverse)
-    return (y, mean, variance), (x, mean, inverse, scale)
-
-
-def _batch_norm_backward(
-    epsilon: float, axis_name: str | None, residuals: Any, cotangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array]:
-    x, mean, inverse, scale = residuals
-    dy = cotangents[0]
-    count = x.size // x.shape[-1]
-    d_bias, dy_dot_x = _sum_and_dot(dy, x)
-    d_scale = (dy_dot_x - mean * d_bias) * inverse
-    # The moments are shared by the whole mesh, so the terms that flow through them are summed over it.
-    mean_dy, mean_dy_dot_x_hat = d_bias / count, d_scale / count
-    if axis_name is not None:
-        mean_dy, mean_dy_dot_x_hat = lax.pmean((mean_dy, mean_dy_dot_x_hat), axis_name)
-    factor = scale * inverse
-    slope = -factor * inverse * mean_dy_dot_x_hat
-    dx = factor * dy + slope * x - (factor * mean_dy + slope * mean)
-    return dx, d_scale, d_bias
-
-
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

@@ -21,12 +21,13 @@ def layers() -> list[Layer]:
     import jax
     import jax.numpy as jnp
 
+    from mnist_flax import ops
     from mnist_flax.model import BLOCKS, IMAGE_SHAPE, MNISTNet, count_parameters, init_variables
 
     def outputs(key: jax.Array) -> tuple[Any, Any]:
         variables = init_variables(key)
         _, state = MNISTNet().apply(variables, jnp.zeros((1, *IMAGE_SHAPE)), capture_intermediates=True)
-        return variables["params"], state["intermediates"]
+        return variables["params"], ops.computed(state["intermediates"])
 
     params, intermediates = jax.eval_shape(outputs, jax.random.key(0))
 
@@ -34,7 +35,7 @@ def layers() -> list[Layer]:
         node, weights = intermediates[name], params.get(name, {})
         for key in inner:
             node, weights = node[key], weights.get(key, {})
-        shape = node["__call__"][0].shape[1:]
+        shape = jax.tree.leaves(node["__call__"])[0].shape[1:]
         own = 0 if kind == "ReLU" else count_parameters(weights)
         return Layer(".".join((name, *inner)), kind, shape, own)
 

@@ -16,6 +16,7 @@ from mnist_flax.errors import UserError
 
 if TYPE_CHECKING:
     from mnist_flax.data import Dataset
+    from mnist_flax.kernels import Choice
     from mnist_flax.training.coordination import Interruption
 
 
@@ -97,7 +98,8 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
                 print(_nothing_done(config, summary))
                 _calibrate(config, dataset)  # the run may have been killed before that
             return summary
-        summary = loop.carry_out(run.prepare(config, dataset, devices), interruption)
+        chosen = _kernels(config, mesh.platform_of(devices), is_main)
+        summary = loop.carry_out(run.prepare(config, dataset, devices, chosen), interruption)
         if is_main:
             _calibrate(config, dataset)
             if not config.no_report:
@@ -105,6 +107,20 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
 
                 print(f"Report         {write_report([config.workdir], config.workdir / 'report', config.data_dir)}")
     return summary
+
+
+def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":
+    """What computes the network: the same in all processes of a job."""
+    from mnist_flax import kernels
+    from mnist_flax.training import mesh
+
+    keep = not config.no_compilation_cache
+    if is_main and config.kernels != "xla" and platform == "cpu" and kernels.native.must_compile(keep):
+        print(f"Compiling the CPU kernels{', once on this machine' if keep else ''} ...", flush=True)
+    chosen = kernels.choose(config.kernels, platform, keep)
+    if mesh.all_processes(chosen.kernels == "native") or chosen.kernels == "xla":
+        return chosen
+    return kernels.Choice("xla", "another process of the job has none")
 
 
 def _calibrate(config: Config, dataset: "Dataset") -> None:

@@ -7,6 +7,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None)
@@ -27,9 +28,26 @@ def _mnist_directory() -> Path | None:
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory):
     """Commands run by tests share their compiled programs with each other, and not with the user's own."""
+    from mnist_flax.kernels import native
+
+    cache, shared = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp().parent / "shared"
+    with pytest.MonkeyPatch.context() as patch, FileLock(f"{shared}.lock"):
+        patch.setenv("XDG_CACHE_HOME", str(shared))
+        native.why_not()  # processes that run tests side by side compile the CPU kernels once
+    if shared.exists():
+        shutil.copytree(shared, cache, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels() -> None:
+    """For tests of the CPU kernels, which skip where there is no C++ compiler."""
+    from mnist_flax.kernels import native
+
+    if reason := native.why_not():
+        pytest.skip(f"no CPU kernels: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def test_every_option_is_a_flag():
         "preset": "reference",
         "optimizer": "adam",
         "dataset": "digits",
+        "kernels": "xla",
         "workdir": "elsewhere",
         "data_dir": "there",
         "epochs": "3",

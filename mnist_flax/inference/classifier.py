@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from mnist_flax import ops
 from mnist_flax.data import Normalization
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
@@ -128,7 +129,7 @@ def _run(
 ) -> tuple[Float[Array, "n classes"], dict[str, Array]]:
     """The logits, and the outputs of all blocks by name."""
     logits, state = MNISTNet().apply(variables, normalization(images), capture_intermediates=True)
-    intermediates: Any = state["intermediates"]
+    intermediates: Any = ops.computed(state["intermediates"])
     return logits, {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
 
 

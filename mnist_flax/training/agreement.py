@@ -33,7 +33,7 @@ def require_agreement(config: Config, interruption: Interruption) -> None:
 def _require_same_options(config: Config, interruption: Interruption) -> None:
     ours = {flag(name): value for name, value in config.to_json().items() if name != "data_dir"}
     ours |= {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")}
-    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    sources = sorted(path for path in Path(__file__).parents[1].rglob("*") if path.suffix in (".py", ".cc"))
     ours["SHA-256 of mnist_flax"] = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
     theirs = json.loads(from_process_0("options", json.dumps(ours), interruption))
     changed = [

@@ -14,12 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
+from mnist_flax.kernels import Kernels
 from mnist_flax.step import DATA, REPLICA
-
-# Cores that share a batch as devices wait for each other 18 times a step. With fewer images for each, one device that
-# uses XLA's threads is faster: a step of 64 images takes two cores 11.1 ms as one device and 13.3 ms as two; of 124
-# images, 24 ms and 23 ms.
-MIN_IMAGES_PER_CORE = 48
 
 # How arrays lie on the mesh: the same everywhere; a replica's share of a leading axis; batches split along the second.
 EVERYWHERE = PartitionSpec()
@@ -38,18 +34,16 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
     Replicas are spread over REPLICA and each batch over DATA, both evenly. Of the shapes that use equally many devices
     it has the one with the most replicas side by side: replicas need not wait for each other.
 
-    Without an accelerator, CPU cores are the devices: as many as get a replica or `MIN_IMAGES_PER_CORE` images each.
-    XLA's threads use the other cores. A program that has used JAX before has fixed the number of devices; then those
-    are used.
+    Without an accelerator, the CPU is one device, whose cores share the work, unless more are asked for. A program that
+    has used JAX before has fixed the number of devices; then those are used.
 
     Raises:
         UserError: there are fewer devices, or they cannot share the work evenly.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not forced and not jax.distributed.is_initialized():
-        worthwhile = num_replicas * max(1, batch_size // MIN_IMAGES_PER_CORE)
+    if num_devices is not None and not forced and not jax.distributed.is_initialized():
         with suppress(RuntimeError):  # they have been made
-            jax.config.update("jax_num_cpu_devices", num_devices or min(num_cores(), worthwhile))
+            jax.config.update("jax_num_cpu_devices", num_devices)
     available = jax.device_count()
     if num_devices is not None and num_devices > available:
         raise UserError(f"--num-devices {num_devices} asks for more devices than there are ({available})")
@@ -98,6 +92,13 @@ def to_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def all_processes(condition: bool) -> bool:
+    """Whether a condition holds in every process of the job."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
 def wait_for_all(name: str) -> None:
     """Return when every process of the job has come here; `name` says where that is."""
     if jax.process_count() > 1:
@@ -116,11 +117,17 @@ def split_batches(examples: Examples, batch_size: int, mesh: Mesh) -> Examples:
 
 
 def compile_per_device(
-    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: Any,
+    out_specs: Any,
+    *,
+    donate: tuple[int, ...] = (),
+    kernels: Kernels = "xla",
 ) -> Callable[..., Any]:
     """`jit` a function that runs on every device of the mesh with its share of the inputs and of the results."""
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options(platform_of(mesh)))
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options(platform_of(mesh), kernels))
 
 
 def compile_for_one_device(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -128,24 +135,27 @@ def compile_for_one_device(function: Callable[..., Any], **options: Any) -> Call
     return jax.jit(function, compiler_options=compiler_options(jax.devices()[0].platform), **options)
 
 
-YNN_REDUCTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+YNN = "xla_cpu_experimental_ynn_fusion_type"
+YNN_FUSIONS = {"xla": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE", "native": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 @functools.cache
-def compiler_options(platform: str) -> dict[str, str] | None:
+def compiler_options(platform: str, kernels: Kernels = "xla") -> dict[str, str] | None:
     """The XLA option that chooses which operations run on its YNN kernels; None except on a CPU whose XLA has it.
 
     By default they are dots, reductions and convolutions. Reductions gain: both moments of 64×22×22×16 numbers take
-    0.06 ms instead of 0.5. But YNN's convolution is built for small kernels, and the weight gradient is a convolution
-    with a kernel as large as the image: block4's takes 3.9 ms with YNN and 1.4 without (64 images, one core). The
-    option is experimental. An XLA that does not know it refuses to compile; then training is slower and nothing else
-    changes.
+    0.06 ms instead of 0.5. But how YNN divides a sum depends on the number of cores. With our own kernels few
+    reductions are left, so they do without it, and a run's bits do not depend on the cores. YNN's convolution is built
+    for small kernels, and the weight gradient is a convolution with a kernel as large as the image: block4's takes 3.9
+    ms with YNN and 1.4 without (64 images, one core). The option is experimental. An XLA that does not know it refuses
+    to compile; then training is slower, and nothing else changes.
     """
     if platform != "cpu":
         return None
+    options = {YNN: YNN_FUSIONS[kernels]}
     try:
         with jax.default_device(jax.devices("cpu")[0]):
-            jax.jit(lambda x: x + 1, compiler_options=YNN_REDUCTIONS).lower(0.0).compile()
+            jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
     except Exception:  # noqa: BLE001 - whatever the type, it means "not with these options"
         return None
-    return YNN_REDUCTIONS
+    return options

@@ -9,6 +9,8 @@ from mnist_flax.training.mesh import describe
 from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.selection import Row
 
+KERNELS = {"native": "by the CPU kernels", "xla": "by XLA"}
+
 
 def opening(run: Run, progress: Progress) -> list[str]:
     """What is trained, on what, where."""
@@ -23,7 +25,8 @@ def opening(run: Run, progress: Progress) -> list[str]:
     return [
         *([f"Training on 'digits', not on MNIST: {dataset.note}"] if dataset.note else []),
         f"{dataset.name}: {splits}",
-        f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}",
+        f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.kernels]}",
+        *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epochs of {run.steps_per_epoch:,} steps of {config.batch_size} images, into {config.workdir}",
     ]
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import Config
 from mnist_flax.data import Examples, Normalization
+from mnist_flax.kernels import Kernels
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import DATA, StepOptions, Totals, TrainState, each_replica, epoch_order, evaluate, train_steps
@@ -53,18 +54,20 @@ def step_options(config: Config, normalization: Normalization, total_steps: int)
     )
 
 
-def create_state(seed: UInt32[Any, ""], config: Config, total_steps: int) -> TrainState:
+def create_state(seed: UInt32[Any, ""], config: Config, total_steps: int, kernels: Kernels = "xla") -> TrainState:
     """A replica's state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
     tx = make_optimizer(
         config.optimizer, total_steps, config.max_lr, clip_norm=config.clip_norm, weight_decay=config.weight_decay
     )
-    return TrainState.create(init_variables(init_key), run_key, MNISTNet(axis_name=DATA).apply, tx)
+    return TrainState.create(init_variables(init_key), run_key, MNISTNet(DATA, kernels).apply, tx)
 
 
-def create_states(seeds: UInt32[np.ndarray, " replicas"], mesh: Mesh, config: Config, total_steps: int) -> TrainState:
+def create_states(
+    seeds: UInt32[np.ndarray, " replicas"], mesh: Mesh, config: Config, total_steps: int, kernels: Kernels = "xla"
+) -> TrainState:
     """The states of all replicas, on the mesh."""
-    create = jax.vmap(functools.partial(create_state, config=config, total_steps=total_steps))
+    create = jax.vmap(functools.partial(create_state, config=config, total_steps=total_steps, kernels=kernels))
     return jax.jit(create, out_shardings=NamedSharding(mesh, BY_REPLICA), compiler_options=RUN_ONCE)(seeds)
 
 
@@ -87,7 +90,7 @@ class TrainingProgram:
         chunk: how many of them one call should run.
     """
 
-    def __init__(self, mesh: Mesh, options: StepOptions, examples: Examples) -> None:
+    def __init__(self, mesh: Mesh, options: StepOptions, examples: Examples, kernels: Kernels = "xla") -> None:
         num_examples = len(examples.labels)
         self.mesh, self.steps_per_epoch = mesh, -(-num_examples // options.batch_size)
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
@@ -103,7 +106,8 @@ class TrainingProgram:
             return each(one, state, totals, order, num_steps)
 
         specs = BY_REPLICA, BY_REPLICA, BY_REPLICA, BY_REPLICA, EVERYWHERE
-        self.steps: Any = compile_per_device(train_replicas, mesh, specs, (BY_REPLICA, BY_REPLICA), donate=(0, 1))
+        results = BY_REPLICA, BY_REPLICA
+        self.steps: Any = compile_per_device(train_replicas, mesh, specs, results, donate=(0, 1), kernels=kernels)
 
     def compile(self, state: TrainState, totals: Totals) -> None:
         """Compile ahead of the first call. The arguments are not changed."""
@@ -140,15 +144,15 @@ class Figures:
 class EvaluationProgram:
     """`step.evaluate` compiled for a mesh: loss and accuracy of replicas over a split."""
 
-    def __init__(self, mesh: Mesh, normalization: Normalization) -> None:
+    def __init__(self, mesh: Mesh, normalization: Normalization, kernels: Kernels = "xla") -> None:
         self._mesh = mesh
+        apply = MNISTNet(kernels=kernels).apply
         self._evaluate = compile_per_device(
-            functools.partial(
-                evaluate, apply_fn=MNISTNet().apply, normalization=normalization, in_turns=in_turns(mesh)
-            ),
+            functools.partial(evaluate, apply_fn=apply, normalization=normalization, in_turns=in_turns(mesh)),
             mesh,
             (BY_REPLICA, BY_EXAMPLE),
             {"loss": BY_REPLICA, "correct": BY_REPLICA, "ensemble_correct": EVERYWHERE, "count": EVERYWHERE},
+            kernels=kernels,
         )
 
     def batches(self, examples: Examples) -> Examples:

@@ -10,6 +10,7 @@ from jaxtyping import UInt32
 
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, Examples
+from mnist_flax.kernels import Choice
 from mnist_flax.optim import Schedule, one_cycle
 from mnist_flax.step import StepOptions, Totals, TrainState
 from mnist_flax.training.mesh import to_host
@@ -31,6 +32,7 @@ class Run:
         config: complete, see `config.completed`.
         validation: the validation split in batches on the mesh.
         learning_rate: its schedule.
+        kernels: what computes its convolutions and BatchNorm.
     """
 
     config: Config
@@ -41,6 +43,7 @@ class Run:
     evaluation: EvaluationProgram
     validation: Examples
     learning_rate: Schedule
+    kernels: Choice
 
     @property
     def seeds(self) -> UInt32[np.ndarray, " replicas"]:
@@ -90,27 +93,28 @@ class Progress(NamedTuple):
         return int(to_host(self.state.step).max())
 
 
-def prepare(config: Config, dataset: Dataset, mesh: Mesh) -> Run:
+def prepare(config: Config, dataset: Dataset, mesh: Mesh, kernels: Choice) -> Run:
     """A run on a mesh, its data placed and its programs ready to be compiled."""
     steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
     total_steps = (config.epochs or 0) * steps_per_epoch
     options = step_options(config, dataset.normalization, total_steps)
-    evaluation = EvaluationProgram(mesh, dataset.normalization)
+    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.kernels)
     return Run(
         config=config,
         dataset=dataset,
         mesh=mesh,
         options=options,
-        training=TrainingProgram(mesh, options, dataset.train),
+        training=TrainingProgram(mesh, options, dataset.train, kernels.kernels),
         evaluation=evaluation,
         validation=evaluation.batches(dataset.validation),
         learning_rate=one_cycle(total_steps, config.max_lr)[0],
+        kernels=kernels,
     )
 
 
 def start(run: Run) -> Progress:
     """The progress of a run before its first step."""
-    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps)
+    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps, run.kernels.kernels)
     return Progress(state, zero_totals(run.config.num_seeds, run.mesh), [[] for _ in run.seeds], 0.0)
 
 

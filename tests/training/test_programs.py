@@ -13,7 +13,10 @@ from mnist_flax.training.programs import TrainingProgram, create_states, step_op
 
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_what_devices_send_each_other_in_a_step(num_devices):
-    """Gradients, loss and hits, and for each BatchNorm two sums a channel forward and two backward: 52,000 bytes."""
+    """Gradients, loss and hits, and for each BatchNorm two sums a channel forward and two backward: 52,000 bytes.
+
+    The 12 biases before a BatchNorm have no gradient.
+    """
     dataset, config = data.load("digits", None, 119), Config()
     mesh = make_mesh(config.batch_size, num_devices)
     training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train)
@@ -25,7 +28,7 @@ def test_what_devices_send_each_other_in_a_step(num_devices):
     numbers = sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)
     statistics = mnist_flax.load().variables["batch_stats"]
     channels = sum(leaf.size for leaf in jax.tree.leaves(statistics)) // 2
-    assert numbers == 12_534 + 2 + 4 * channels == 13_000
+    assert numbers == 12_534 - 12 + 2 + 4 * channels == 12_988
     assert not re.search(r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", program)
 
 
@@ -35,11 +38,10 @@ def test_a_program_that_has_used_jax_before_trains_on_the_devices_there_are(monk
     assert make_mesh(8 * num_devices).size == num_devices
 
 
-@pytest.mark.parametrize(("batch_size", "num_replicas", "expected"), [(64, 1, 1), (96, 1, 2), (512, 1, 4), (32, 3, 3)])
-def test_a_core_is_a_device_where_it_has_a_replica_or_48_images(batch_size, num_replicas, expected, monkeypatch):
+@pytest.mark.parametrize(("num_devices", "expected"), [(None, {}), (3, {"jax_num_cpu_devices": 3})])
+def test_a_cpu_is_one_device_unless_more_are_asked_for(num_devices, expected, monkeypatch):
     asked = {}
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr("mnist_flax.training.mesh.num_cores", lambda: 4)
     monkeypatch.setattr("jax.config.update", asked.__setitem__)
-    make_mesh(batch_size, num_replicas=num_replicas)
-    assert asked == {"jax_num_cpu_devices": expected}
+    make_mesh(96, num_devices)
+    assert asked == expected

@@ -1,0 +1,35 @@
+"""What computes the network's convolutions and BatchNorm: XLA, or on a CPU our own C++ (`kernels.cc`), called by XLA.
+
+The source is compiled on this machine, for this machine, when it is first needed, and kept beside XLA's own compiled
+programs. Where there is no compiler, the network runs on XLA's operations.
+"""
+
+from typing import Literal, NamedTuple
+
+from mnist_flax.errors import UserError
+from mnist_flax.kernels import native
+
+Kernels = Literal["native", "xla"]
+
+
+class Choice(NamedTuple):
+    """The kernels that a program uses, and why these; "" if they are what was asked for."""
+
+    kernels: Kernels
+    why: str = ""
+
+
+def choose(wanted: Literal["auto", "native", "xla"], platform: str, keep: bool = True) -> Choice:
+    """The kernels for a platform; "auto" takes the native ones if there are any. `keep` is whether to keep the library.
+
+    Raises:
+        UserError: "native" is wanted, and there are none.
+    """
+    if wanted == "xla" or (wanted == "auto" and platform != "cpu"):
+        return Choice("xla")
+    reason = native.why_not(keep) if platform == "cpu" else f"they are for CPUs, and this is a {platform}"
+    if reason is None:
+        return Choice("native")
+    if wanted == "native":
+        raise UserError(f"--kernels native: {reason}")
+    return Choice("xla", reason)

@@ -1,0 +1,251 @@
+"""The C++ kernels against XLA's operations, and what happens where there are none."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+import mnist_flax
+from mnist_flax import ops
+from mnist_flax.kernels import native
+from mnist_flax.model import MNISTNet
+
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
+few = settings(max_examples=20, deadline=None, derandomize=True)  # each compiles its own programs
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def close(ours, theirs):
+    """As near as two float32 sums of the same numbers in another order are."""
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
+
+
+@st.composite
+def layers(draw):
+    """Shapes of a convolution, and whether BatchNorm, ReLU and max-pool come before it."""
+    n, c_in, c_out = (
+        draw(st.sampled_from([1, 2, 3, 4, 5, 15, 16, 17])),
+        draw(st.integers(1, 33)),
+        draw(st.integers(1, 33)),
+    )
+    lengths = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (3, 2)]))
+    pads = tuple(tuple(draw(st.integers(0, length - 1)) for _ in "ab") for length in lengths)
+    before = draw(st.sampled_from(["nothing", "relu", "pool"]))
+    height, width = ((length + draw(st.integers(0, 6))) * (2 if before == "pool" else 1) for length in lengths)
+    return (n, height, width, c_in), (*lengths, c_in, c_out), pads, before
+
+
+@few
+@given(layers())
+def test_layer(case):
+    """Values and all gradients, those of the sums included."""
+    x_shape, kernel_shape, pads, before = case
+    arguments = normal(0, *x_shape), normal(1, *kernel_shape), normal(2, x_shape[-1]), normal(3, x_shape[-1])
+
+    def layer(x, kernel, factor, offset, *, kernels):
+        deferred = x if before == "nothing" else ops.Deferred(x, factor, offset, before == "pool")
+        return ops.convolve(deferred, kernel, pads, kernels)
+
+    shapes = jax.eval_shape(functools.partial(layer, kernels="xla"), *arguments)
+    cotangents = [normal(4, *shapes[0].shape), 0.01 * normal(5, *shapes[1].shape)]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(kernels):
+        values, vjp = jax.vjp(functools.partial(layer, kernels=kernels), *arguments)
+        return *values, *vjp(tuple(cotangents))
+
+    for ours, theirs in zip(everything("native"), everything("xla"), strict=True):
+        close(ours, theirs)
+
+
+def loss_and_gradients(kernels, images, labels):
+    variables = mnist_flax.load().variables
+
+    def loss(params):
+        logits, _ = MNISTNet(kernels=kernels).apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
+
+    return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+
+@pytest.mark.parametrize("n", [1, 30, 64])
+def test_the_network(n):
+    images, labels = normal(0, n, 28, 28, 1), np.arange(n) % 10
+    ours, theirs = (ravel_pytree(loss_and_gradients(name, images, labels))[0] for name in ("native", "xla"))
+    assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
+def test_the_network_in_evaluation():
+    variables, images = mnist_flax.load().variables, normal(0, 37, 28, 28, 1)
+    ours, theirs = (MNISTNet(kernels=name).apply(variables, images) for name in ("native", "xla"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def plain(x, kernel, padding=((0, 0), (0, 0))):
+    return native.convolve(x, jnp.zeros(0), kernel, padding)
+
+
+def test_replicas():
+    x, kernel = normal(0, 3, 2, 8, 8, 5), normal(1, 3, 3, 3, 5, 7)
+    together = jax.vmap(plain)(x, kernel)
+    for i in range(3):
+        jax.tree.map(np.testing.assert_array_equal, (together[0][i], together[1][i]), plain(x[i], kernel[i]))
+
+
+def test_no_images_at_all():
+    y, sums = plain(jnp.zeros((0, 8, 8, 5)), normal(1, 3, 3, 5, 7))
+    assert y.shape == (0, 6, 6, 7)
+    assert not sums.any()
+
+
+def test_not_a_number_stays_one():
+    x, kernel, nan = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 4), jnp.full(2, jnp.nan)
+    for pooled in (False, True):
+        y, sums = native.convolve(x, jnp.stack([nan, nan]), kernel, ((1, 1), (1, 1)), pooled)
+        assert np.isnan(y).all()
+        assert np.isnan(sums).all()
+
+
+def test_the_gradient_of_images_is_computed_when_it_is_asked_for():
+    x, kernel = normal(0, 2, 6, 6, 1), normal(1, 3, 3, 1, 4)
+    ours, theirs = (
+        jax.grad(lambda x, name=name: ops.convolve(x, kernel, ((0, 0), (0, 0)), name)[0].std())(x)
+        for name in ("native", "xla")
+    )
+    close(ours, theirs)
+    text = jax.jit(jax.grad(lambda kernel: plain(x, kernel)[0].std())).lower(kernel).as_text()
+    assert "tensor<0xf32>, tensor<2x1xf32>" in text  # no gradient of the images, one of the scaling
+
+
+def test_other_precisions_are_left_to_xla():
+    with jax.enable_x64(True):
+        x, kernel = jnp.ones((1, 4, 4, 2), jnp.float64), jnp.ones((3, 3, 2, 2), jnp.float64)
+        lowered = jax.jit(lambda *a: ops.convolve(*a, ((0, 0), (0, 0)), "native")).lower(x, kernel)
+        assert native.PREFIX not in lowered.as_text()
+
+
+def test_operation_by_operation_and_with_checks():
+    x, kernel = normal(0, 2, 6, 6, 3), normal(1, 3, 3, 3, 4)
+    expected = plain(x, kernel)
+    with jax.disable_jit():
+        jax.tree.map(np.testing.assert_array_equal, plain(x, kernel), expected)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jax.block_until_ready(plain(x * np.nan, kernel))
+
+
+def test_what_is_exported_has_none_of_them():
+    variables, images = mnist_flax.load().variables, jax.ShapeDtypeStruct((4, 28, 28, 1), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: mnist_flax.load().model.apply(variables, x)))(images)
+    assert native.PREFIX not in str(exported.mlir_module())
+
+
+FITTING = {"x": (1, 4, 4, 2), "scaling": (2, 2), "kernel": (3, 3, 2, 4), "y": (1, 2, 2, 4), "sums": (2, 4)}
+
+
+@pytest.mark.parametrize("function", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({name: (*shape[:-1], shape[-1] + 1)} for name, shape in FITTING.items()),
+        *({name: shape[1:]} for name, shape in FITTING.items()),
+        {"y": (2, 2, 2, 4)},
+        {"y": (1, 3, 2, 4)},
+        {"kernel": (5, 5, 2, 4)},
+        {"pads": (-1, 0, 0, 0)},
+        {"pads": (3, 3, 0, 0)},
+        {"x": (1, 3, 4, 2), "y": (1, 1, 2, 4), "pooled": True},
+        {"scaling": (0,), "y": (1, 2, 2, 4), "pooled": True},
+    ],
+)
+def test_wrong_shapes_are_an_error(function, changed):
+    shapes = FITTING | changed
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in ("pads", "pooled")}
+    x, scaling, kernel, y, sums = zeros.values()
+    arguments, results = [x, scaling, kernel], [y, sums]
+    if function == "backward":
+        arguments, results = [x, scaling, kernel, y, y, sums], [x, np.zeros((2, 2), np.float32), kernel]
+    call = jax.ffi.ffi_call(native.PREFIX + function, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in results])
+    options = {"pads": np.array(shapes.get("pads", (0, 0, 0, 0)), np.int64), "pooled": shapes.get("pooled", False)}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the shapes do not fit"):
+        jax.block_until_ready(call(*arguments, **options))
+
+
+def python(code, **environment):
+    """Standard output of a new process."""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+STEPS = """
+import os
+os.environ.pop("XLA_FLAGS", None)
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+import hashlib, jax, numpy as np
+from mnist_flax import data, kernels
+from mnist_flax.config import Config
+from mnist_flax.training.mesh import make_mesh
+from mnist_flax.training.programs import TrainingProgram, create_states, step_options, zero_totals
+dataset, config, mesh = data.load("digits", None, 119), Config(), make_mesh(64)
+chosen = kernels.choose("native", "cpu").kernels
+training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train, chosen)
+state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100, chosen), zero_totals(1, mesh)
+state, totals = training(state, totals, training.order(state), np.array([5], np.int32))
+leaves = jax.tree.leaves((state.variables, totals))
+print(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not bind a process to cores")
+def test_bits_do_not_depend_on_the_number_of_cores():
+    found = {python(STEPS.replace("CORES", str(cores))) for cores in (1, 2)}
+    assert len(found) == 1
+
+
+SHAPES = """
+import jax, jax.numpy as jnp, numpy as np
+from mnist_flax import ops
+from mnist_flax.kernels import native
+assert native.why_not(keep=False) is None, native.why_not(keep=False)
+shapes = (1, 3, 1, 1, 3, 0), (5, 8, 20, 12, 1, 0), (6, 10, 12, 17, 3, 1), (9, 7, 33, 25, 3, 2)
+for n, side, c_in, c_out, size, pad in shapes:
+    for before in "nothing", "relu", "pool":
+        side += side % 2
+        x, kernel = np.ones((n, side, side, c_in), np.float32), np.ones((size, size, c_in, c_out), np.float32)
+        scaling, pads = np.ones((2, c_in) if before != "nothing" else 0, np.float32), ((pad, pad), (pad, pad))
+        if side // (1 + (before == "pool")) + 2 * pad < size:
+            continue
+        layer = lambda *a: sum(r.sum() for r in native.convolve(*a, pads, before == "pool"))
+        jax.block_until_ready(jax.grad(layer, argnums=(0, 1, 2))(*map(jnp.asarray, (x, scaling, kernel))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers are preloaded as on Linux")
+def test_under_sanitizers():
+    """No address outside a buffer, and nothing undefined. The process is Python, so their library has to come first."""
+    compiler = native.compiler()
+
+    def library(name):
+        asked = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        if not os.path.isabs(asked.stdout.strip()):
+            pytest.skip(f"{compiler[0]} has no {name}")
+        return asked.stdout.strip()
+
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -O1"
+    libraries = f"{library('libasan.so')} {library('libstdc++.so')}"
+    python(SHAPES, CXX=f"{' '.join(compiler)} {flags}", LD_PRELOAD=libraries, ASAN_OPTIONS="detect_leaks=0")
