@@ -20,8 +20,8 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 class Deferred(NamedTuple):
     """The ReLU of `factor * values + offset` for each channel, max-pooled if `pooled`: a BatchNorm's and ReLU's result.
 
-    It is computed by what takes it, as it reads `values`: hardly any arithmetic, for which each operation would else
-    pass over memory.
+    What takes it computes it, as it reads `values`. The arithmetic is little; a pass over memory for each of these
+    operations would cost more.
     """
 
     values: Float[Array, "n h w c"]
