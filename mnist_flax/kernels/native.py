@@ -31,12 +31,21 @@ OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 TIMEOUT = 120  # seconds; compiling takes ten
 
 
-@functools.cache
+# What loading them came to. XLA's register, in which they then are, is one for the process too.
+outcome: list[str | None] = []
+
+
 def why_not(keep: bool = True) -> str | None:
     """Load the kernels, compiled now if they were not yet; None if they are ready for use, else why they are not.
 
     `keep` is whether to use, and leave, a compiled library in the user's cache directory.
     """
+    if not outcome:
+        outcome.append(_load(keep))
+    return outcome[0]
+
+
+def _load(keep: bool) -> str | None:
     command = _command()
     if command is None:
         return f"no C++ compiler was found ({', '.join(COMPILERS)})"
@@ -56,7 +65,7 @@ def why_not(keep: bool = True) -> str | None:
 def must_compile(keep: bool = True) -> bool:
     """Whether `why_not` would compile them, which takes some seconds."""
     command = _command()
-    return command is not None and not _place(command, keep).exists()
+    return not outcome and command is not None and not _place(command, keep).exists()
 
 
 def compiler() -> list[str] | None:

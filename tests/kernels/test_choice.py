@@ -1,6 +1,5 @@
 """Which kernels a program uses, and what is said where there are none."""
 
-import functools
 import stat
 
 import pytest
@@ -16,7 +15,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("jax.ffi.register_ffi_target", lambda *_, **__: None)  # once for each process
-    monkeypatch.setattr(native, "why_not", functools.cache(native.why_not.__wrapped__))
+    monkeypatch.setattr(native, "outcome", [])
     return lambda command: monkeypatch.setenv("CXX", command)
 
 
@@ -47,7 +46,7 @@ def test_a_compiler_that_fails(fresh, script, tmp_path):
     assert native.must_compile()
     assert kernels.choose("auto", "cpu").why.endswith("could not compile them (kernels.cc:1: error: not today)")
     assert not list((tmp_path / "cache").rglob("*.so"))
-    native.why_not.cache_clear()
+    native.outcome.clear()
     fresh("/nowhere/c++")
     assert "could not be compiled" in kernels.choose("auto", "cpu").why
 
@@ -70,7 +69,7 @@ def test_they_are_compiled_once(fresh, tmp_path, monkeypatch):
     assert kernels.choose("native", "cpu") == ("native", "")
     assert len(list((tmp_path / "cache").rglob("*.so"))) == 1
     assert not native.must_compile()
-    native.why_not.cache_clear()
+    native.outcome.clear()
     monkeypatch.setattr("subprocess.run", None)
     assert kernels.choose("auto", "cpu").kernels == "native"
 
