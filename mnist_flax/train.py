@@ -91,6 +91,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
         agreement.require_agreement(config, interruption)
     devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
     is_main = jax.process_index() == 0
+    chosen = _kernels(config, mesh.platform_of(devices), is_main)
     with run_directory.claimed(config) if is_main else nullcontext():
         mesh.wait_for_all("the run directory is claimed")
         if summary := records.read_summary(config.workdir):
@@ -98,7 +99,6 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
                 print(_nothing_done(config, summary))
                 _calibrate(config, dataset)  # the run may have been killed before that
             return summary
-        chosen = _kernels(config, mesh.platform_of(devices), is_main)
         summary = loop.carry_out(run.prepare(config, dataset, devices, chosen), interruption)
         if is_main:
             _calibrate(config, dataset)
