@@ -38,6 +38,7 @@ def as_it_is(grey: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"] | Non
         return None
     ink = grey if np.median(grey) < 0.5 else 1 - grey
     rows, columns = np.nonzero(ink > FAINT)
+    # All of MNIST's images are as large, and as near the middle, as is asked for here.
     if len(rows) == 0 or not 18 <= 1 + max(np.ptp(rows), np.ptp(columns)) <= 21:
         return None
     centre: Any = ndimage.center_of_mass(ink)
