@@ -31,6 +31,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -49,8 +50,8 @@ constexpr int64_t kBlockBytes = 12288;  // of the cotangent, that the kernel's g
 // and 3 vectors of weights would fill all registers, and compilers then keep some in memory.
 constexpr int max_rows(int vectors) { return vectors == 1 ? 12 : vectors == 2 ? 6 : 3; }
 
-// A vector of floats that may lie anywhere in memory, as GCC and Clang have it; they make AVX, NEON or SSE of it.
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+// A vector of floats, as GCC and Clang have it; they make AVX, NEON or SSE of it.
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
 
 // Compilers would rather read an operand from memory at each use than keep it in a register: 12 reads for 9
 // multiply-adds instead of 6.
@@ -60,8 +61,17 @@ inline void keep_in_register(Vec& vector) {
 #endif
 }
 
-Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+// Read and write a float or a Vec.
+template <typename T>
+T get(const float* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+template <typename T>
+void put(float* to, T value) { std::memcpy(to, &value, sizeof(T)); }
+template <typename T>
+void add(float* to, T value) { put<T>(to, get<T>(to) + value); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t channels) { return ceil_div(channels, kLanes) * kLanes; }
@@ -157,48 +167,61 @@ struct Kernel {
   }
 };
 
-// P neighbouring output pixels, V vectors of their channels.
-template <int P, int V>
-void output_tile(const float* x, int64_t row, const Kernel& kernel, const float* w, float* y, int64_t channels,
-                 int64_t pixel) {
-  Vec sums[P][V] = {};
-  for (int64_t r = 0; r < kernel.height; ++r, x += row)
-    for (int64_t tap = 0; tap < kernel.taps(); ++tap, w += V * kLanes) {
-      Vec weights[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) keep_in_register(weights[v] = load(w + v * kLanes));
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        const float input = x[p * kernel.c_in + tap];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[p][v] += weights[v] * input;
-      }
-    }
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p, y += pixel) {
-    // What a whole vector writes beyond its pixel is the next pixel's, which is written next.
-    const bool whole = V * kLanes <= channels || (p + 1 < P && channels == pixel && V * kLanes <= 2 * channels);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      if (whole || (v + 1) * kLanes <= channels)
-        store(y + v * kLanes, sums[p][v]);
-      else if (v * kLanes < channels)
-        std::memcpy(y + v * kLanes, &sums[p][v], sizeof(float) * (channels - v * kLanes));
+// `Tile<R, V>::run` for a number of rows and of vectors that are known only now.
+template <template <int, int> class Tile, int V, int... R>
+auto tile_of(int64_t rows, std::integer_sequence<int, R...>) {
+  static constexpr decltype(&Tile<1, V>::run) tiles[] = {Tile<R + 1, V>::run...};
+  return tiles[rows - 1];
+}
+
+template <template <int, int> class Tile>
+auto tile_of(int64_t rows, int64_t vectors) {
+  return vectors == 1   ? tile_of<Tile, 1>(rows, std::make_integer_sequence<int, max_rows(1)>())
+         : vectors == 2 ? tile_of<Tile, 2>(rows, std::make_integer_sequence<int, max_rows(2)>())
+                        : tile_of<Tile, 3>(rows, std::make_integer_sequence<int, max_rows(3)>());
+}
+
+// Calls body(first row, number of rows) for as few tiles as `rows` rows take, all of about the same size.
+template <typename Body>
+void for_tiles(int64_t rows, int64_t vectors, const Body& body) {
+  const int64_t tiles = ceil_div(rows, max_rows(vectors));
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t from = rows * tile / tiles;
+    body(from, rows * (tile + 1) / tiles - from);
   }
 }
 
-using OutputTile = void (*)(const float*, int64_t, const Kernel&, const float*, float*, int64_t, int64_t);
-
-template <int V, int... P>
-OutputTile output_tile_of(int64_t pixels, std::integer_sequence<int, P...>) {
-  static constexpr OutputTile tiles[] = {output_tile<P + 1, V>...};
-  return tiles[pixels - 1];
-}
-
-template <int V>
-OutputTile output_tile_of(int64_t pixels) {
-  return output_tile_of<V>(pixels, std::make_integer_sequence<int, max_rows(V)>());
-}
+// P neighbouring output pixels, V vectors of their channels.
+template <int P, int V>
+struct OutputTile {
+  static void run(const float* x, int64_t row, const Kernel& kernel, const float* w, float* y, int64_t channels,
+                   int64_t pixel) {
+    Vec sums[P][V] = {};
+    for (int64_t r = 0; r < kernel.height; ++r, x += row)
+      for (int64_t tap = 0; tap < kernel.taps(); ++tap, w += V * kLanes) {
+        Vec weights[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) keep_in_register(weights[v] = get<Vec>(w + v * kLanes));
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) {
+          const float input = x[p * kernel.c_in + tap];
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) sums[p][v] += weights[v] * input;
+        }
+      }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p, y += pixel) {
+      // What a whole vector writes beyond its pixel is the next pixel's, which is written next.
+      const bool whole = V * kLanes <= channels || (p + 1 < P && channels == pixel && V * kLanes <= 2 * channels);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        if (whole || (v + 1) * kLanes <= channels)
+          put<Vec>(y + v * kLanes, sums[p][v]);
+        else if (v * kLanes < channels)
+          std::memcpy(y + v * kLanes, &sums[p][v], sizeof(float) * (channels - v * kLanes));
+    }
+  }
+};
 
 // One image, already padded.
 void convolve(const float* x, Image image, const Kernel& kernel, float* y) {
@@ -207,16 +230,12 @@ void convolve(const float* x, Image image, const Kernel& kernel, float* y) {
   const float* w = kernel.weights.data();
   for (int64_t first = 0; first < kernel.c_out; first += kMaxVectors * kLanes) {
     const int64_t channels = std::min<int64_t>(kernel.c_out - first, kMaxVectors * kLanes);
-    const int64_t vectors = ceil_div(channels, kLanes), tiles = ceil_div(width, max_rows(vectors));
+    const int64_t vectors = ceil_div(channels, kLanes);
     for (int64_t row = 0; row < height; ++row)
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t from = width * tile / tiles, pixels = width * (tile + 1) / tiles - from;
-        const OutputTile function = vectors == 1   ? output_tile_of<1>(pixels)
-                                    : vectors == 2 ? output_tile_of<2>(pixels)
-                                                   : output_tile_of<3>(pixels);
-        function(x + row * image.row() + from * kernel.c_in, image.row(), kernel, w,
-                 y + (row * width + from) * kernel.c_out + first, channels, kernel.c_out);
-      }
+      for_tiles(width, vectors, [&](int64_t from, int64_t pixels) {
+        tile_of<OutputTile>(pixels, vectors)(x + row * image.row() + from * kernel.c_in, image.row(), kernel, w,
+                                             y + (row * width + from) * kernel.c_out + first, channels, kernel.c_out);
+      });
     w += kernel.height * kernel.taps() * vectors * kLanes;
   }
 }
@@ -225,43 +244,31 @@ void convolve(const float* x, Image image, const Kernel& kernel, float* y) {
 
 // Adds to the gradient of T taps and V vectors of channels what `rows` rows of output pixels give.
 template <int T, int V>
-void gradient_tile(const float* x, int64_t x_row, int64_t c_in, const float* dy, int64_t dy_row, int64_t rows,
-                   int64_t width, int64_t pixel, float* dw, int64_t dw_row) {
-  Vec sums[T][V];
+struct GradientTile {
+  static void run(const float* x, int64_t x_row, int64_t c_in, const float* dy, int64_t dy_row, int64_t rows,
+                     int64_t width, int64_t pixel, float* dw, int64_t dw_row) {
+    Vec sums[T][V];
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t)
+    for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[t][v] = load(dw + t * dw_row + v * kLanes);
-  for (int64_t row = 0; row < rows; ++row, x += x_row, dy += dy_row)
-    for (int64_t column = 0; column < width; ++column) {
-      Vec cotangent[V];
+      for (int v = 0; v < V; ++v) sums[t][v] = get<Vec>(dw + t * dw_row + v * kLanes);
+    for (int64_t row = 0; row < rows; ++row, x += x_row, dy += dy_row)
+      for (int64_t column = 0; column < width; ++column) {
+        Vec cotangent[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) keep_in_register(cotangent[v] = load(dy + column * pixel + v * kLanes));
-      const float* taps = x + column * c_in;
+        for (int v = 0; v < V; ++v) keep_in_register(cotangent[v] = get<Vec>(dy + column * pixel + v * kLanes));
+        const float* taps = x + column * c_in;
 #pragma GCC unroll 16
-      for (int t = 0; t < T; ++t)
+        for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[t][v] += cotangent[v] * taps[t];
-    }
+          for (int v = 0; v < V; ++v) sums[t][v] += cotangent[v] * taps[t];
+      }
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t)
+    for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(dw + t * dw_row + v * kLanes, sums[t][v]);
-}
-
-using GradientTile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, int64_t, float*,
-                              int64_t);
-
-template <int V, int... T>
-GradientTile gradient_tile_of(int64_t taps, std::integer_sequence<int, T...>) {
-  static constexpr GradientTile tiles[] = {gradient_tile<T + 1, V>...};
-  return tiles[taps - 1];
-}
-
-template <int V>
-GradientTile gradient_tile_of(int64_t taps) {
-  return gradient_tile_of<V>(taps, std::make_integer_sequence<int, max_rows(V)>());
-}
+      for (int v = 0; v < V; ++v) put<Vec>(dw + t * dw_row + v * kLanes, sums[t][v]);
+  }
+};
 
 // Adds one image's part to `dw`, (height, taps, channels filled up to whole vectors).
 void add_kernel_gradient(const Room& x, Room& dy, int64_t kernel_height, int64_t taps, float* dw) {
@@ -273,16 +280,12 @@ void add_kernel_gradient(const Room& x, Room& dy, int64_t kernel_height, int64_t
     for (int64_t r = 0; r < kernel_height; ++r)
       for (int64_t v = 0; v < vectors_of_all; v += kMaxVectors) {
         const int64_t vectors = std::min<int64_t>(kMaxVectors, vectors_of_all - v);
-        const int64_t tiles = ceil_div(taps, max_rows(vectors));
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t from = taps * tile / tiles, count = taps * (tile + 1) / tiles - from;
-          const GradientTile function = vectors == 1   ? gradient_tile_of<1>(count)
-                                        : vectors == 2 ? gradient_tile_of<2>(count)
-                                                       : gradient_tile_of<3>(count);
-          function(x.values.data() + (row + r) * x.whole.row() + from, x.whole.row(), x.image.channels,
-                   dy.row(row) + v * kLanes, dy.whole.row(), rows, out.width, out.channels,
-                   dw + (r * taps + from) * dw_row + v * kLanes, dw_row);
-        }
+        for_tiles(taps, vectors, [&](int64_t from, int64_t count) {
+          tile_of<GradientTile>(count, vectors)(
+              x.values.data() + (row + r) * x.whole.row() + from, x.whole.row(), x.image.channels,
+              dy.row(row) + v * kLanes, dy.whole.row(), rows, out.width, out.channels,
+              dw + (r * taps + from) * dw_row + v * kLanes, dw_row);
+        });
       }
   }
 }
@@ -313,15 +316,6 @@ void for_numbers(int64_t count, int64_t channels, const Body& body) {
   for (; i + kLanes <= count; i += kLanes, c = c + kLanes == channels * kLanes ? 0 : c + kLanes) body(i, c, Vec{});
   for (; i < count; ++i, ++c) body(i, c, float{});
 }
-
-template <typename T>
-T get(const float* from) { return *reinterpret_cast<const T*>(from); }
-template <>
-Vec get<Vec>(const float* from) { return load(from); }
-template <typename T>
-void put(float* to, T value) { std::memcpy(to, &value, sizeof(T)); }
-template <typename T>
-void add(float* to, T value) { put<T>(to, get<T>(to) + value); }
 
 // Like JAX's: not a number stays what it is.
 template <typename T>
@@ -513,59 +507,56 @@ using Shape = ffi::AnyBuffer::Dimensions;
 
 bool same(Shape a, Shape b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
 bool is_shape(Shape shape, std::initializer_list<int64_t> expected) {
-  return std::equal(shape.begin(), shape.end(), expected.begin(), expected.end());
+  return same(shape, Shape(expected.begin(), expected.size()));
 }
 
-// What the shapes say; its count is -1 if they do not fit. `scaling` is (2, channels): factor and offset, or (0,).
-Layer layer_of(Array x, Array scaling, Array k, Pads pads, bool pooled, Shape y, Shape sums) {
+// What the shapes say, if they fit. `scaling` is (2, channels): factor and offset, or (0,).
+std::optional<Layer> layer_of(Array x, Array scaling, Array k, Pads pads, bool pooled, Shape y, Shape sums) {
   const Shape xs = x.dimensions(), ks = k.dimensions();
-  Layer layer{-1, 0, 0, {{}, false, false, PerChannel(1), PerChannel(1)}, {}, {}};
-  if (xs.size() != 4 || ks.size() != 4 || pads.size() != 4 || std::min({xs[1], xs[2], xs[3]}) < 1) return layer;
+  if (xs.size() != 4 || ks.size() != 4 || pads.size() != 4) return {};
+  const Image in{xs[1], xs[2], xs[3]};
   const bool normalised = !is_shape(scaling.dimensions(), {0});
-  if (normalised && !is_shape(scaling.dimensions(), {2, xs[3]})) return layer;
-  if (pooled && (!normalised || xs[1] % 2 || xs[2] % 2)) return layer;
-  if (ks[2] != xs[3] || std::min({ks[0], ks[1], ks[3]}) < 1) return layer;
-  if (std::min({pads[0], pads[1], pads[2], pads[3]}) < 0 || std::max(pads[0], pads[1]) >= ks[0] ||
-      std::max(pads[2], pads[3]) >= ks[1])
-    return layer;
-  layer.kernel_height = ks[0], layer.kernel_width = ks[1];
-  const float* numbers = scaling.typed_data();
-  layer.before = {{xs[1], xs[2], xs[3]}, normalised, pooled,
-                  normalised ? PerChannel(numbers, xs[3]) : PerChannel(xs[3]),
-                  normalised ? PerChannel(numbers + xs[3], xs[3]) : PerChannel(xs[3])};
-  layer.padding = {pads[0], pads[1], pads[2], pads[3]};
-  const Image whole = layer.padding.around(layer.before.out());
-  layer.out = {whole.height - ks[0] + 1, whole.width - ks[1] + 1, ks[3]};
-  if (std::min(layer.out.height, layer.out.width) < 1 || !is_shape(sums, {2, ks[3]}) ||
-      !is_shape(y, {xs[0], layer.out.height, layer.out.width, ks[3]}))
-    return layer;
-  layer.count = xs[0];
-  return layer;
+  if (std::min({in.height, in.width, in.channels}) < 1) return {};
+  if (normalised && !is_shape(scaling.dimensions(), {2, in.channels})) return {};
+  if (pooled && (!normalised || in.height % 2 || in.width % 2)) return {};
+  if (ks[2] != in.channels || std::min({ks[0], ks[1], ks[3]}) < 1) return {};
+  if (*std::min_element(pads.begin(), pads.end()) < 0) return {};
+  if (std::max(pads[0], pads[1]) >= ks[0] || std::max(pads[2], pads[3]) >= ks[1]) return {};
+  const auto numbers = [&](int64_t i) {
+    return normalised ? PerChannel(scaling.typed_data() + i * in.channels, in.channels) : PerChannel(in.channels);
+  };
+  const Before before{in, normalised, pooled, numbers(0), numbers(1)};
+  const Padding padding{pads[0], pads[1], pads[2], pads[3]};
+  const Image whole = padding.around(before.out());
+  const Image out{whole.height - ks[0] + 1, whole.width - ks[1] + 1, ks[3]};
+  if (std::min(out.height, out.width) < 1 || !is_shape(sums, {2, out.channels})) return {};
+  if (!is_shape(y, {xs[0], out.height, out.width, out.channels})) return {};
+  return Layer{xs[0], ks[0], ks[1], before, padding, out};
 }
 
 ffi::Error wrong() { return ffi::Error(ffi::ErrorCode::kInvalidArgument, "convolution: the shapes do not fit"); }
 
 ffi::Error forward_call(ffi::ThreadPool pool, Array x, Array scaling, Array k, Pads pads, bool pooled, Result y,
                         Result sums) {
-  const Layer layer = layer_of(x, scaling, k, pads, pooled, y->dimensions(), sums->dimensions());
-  if (layer.count < 0) return wrong();
-  const Kernel kernel = Kernel::from(k.typed_data(), layer.kernel_height, layer.kernel_width,
-                                     layer.before.in.channels, layer.out.channels);
-  forward(pool, layer, x.typed_data(), kernel, y->typed_data(), sums->typed_data());
+  const auto layer = layer_of(x, scaling, k, pads, pooled, y->dimensions(), sums->dimensions());
+  if (!layer) return wrong();
+  const Kernel kernel = Kernel::from(k.typed_data(), layer->kernel_height, layer->kernel_width,
+                                     layer->before.in.channels, layer->out.channels);
+  forward(pool, *layer, x.typed_data(), kernel, y->typed_data(), sums->typed_data());
   return ffi::Error::Success();
 }
 
 ffi::Error backward_call(ffi::ThreadPool pool, Array x, Array scaling, Array k, Array y, Array dy, Array d_sums,
                          Pads pads, bool pooled, Result dx, Result d_scaling, Result dk) {
-  const Layer layer = layer_of(x, scaling, k, pads, pooled, y.dimensions(), d_sums.dimensions());
+  const auto layer = layer_of(x, scaling, k, pads, pooled, y.dimensions(), d_sums.dimensions());
   const bool wanted = !is_shape(dx->dimensions(), {0});
-  if (layer.count < 0 || !same(dy.dimensions(), y.dimensions()) || !same(dk->dimensions(), k.dimensions()) ||
+  if (!layer || !same(dy.dimensions(), y.dimensions()) || !same(dk->dimensions(), k.dimensions()) ||
       (wanted && !same(dx->dimensions(), x.dimensions())) ||
-      !is_shape(d_scaling->dimensions(), {2, layer.before.in.channels}))
+      !is_shape(d_scaling->dimensions(), {2, layer->before.in.channels}))
     return wrong();
-  const Kernel turned = Kernel::turned(k.typed_data(), layer.kernel_height, layer.kernel_width,
-                                       layer.before.in.channels, layer.out.channels);
-  backward(pool, layer, x.typed_data(), turned, y.typed_data(), dy.typed_data(), d_sums.typed_data(),
+  const Kernel turned = Kernel::turned(k.typed_data(), layer->kernel_height, layer->kernel_width,
+                                       layer->before.in.channels, layer->out.channels);
+  backward(pool, *layer, x.typed_data(), turned, y.typed_data(), dy.typed_data(), d_sums.typed_data(),
            wanted ? dx->typed_data() : nullptr, d_scaling->typed_data(), dk->typed_data());
   return ffi::Error::Success();
 }
