@@ -43,9 +43,9 @@ def _examples(num_examples: int) -> Examples:
     return Examples(images, rng.randint(0, 10, num_examples).astype(np.int32))
 
 
-def kernels_of(name: str, mesh: Mesh) -> Kernels:
+def _kernels_of(name: str, mesh: Mesh) -> Kernels:
     """What computes an implementation's convolutions and BatchNorm."""
-    return kernels.choose("xla" if name == "ours-xla" else "auto", meshes.platform_of(mesh)).kernels
+    return kernels.choose("xla" if name == "ours-xla" else "auto", meshes.platform_of(mesh)).name
 
 
 def _training(mesh: Mesh, batch_size: int, amount: float, kernels: Kernels) -> Work:
@@ -68,7 +68,7 @@ def _training(mesh: Mesh, batch_size: int, amount: float, kernels: Kernels) -> W
 def step(name: str) -> dict[str, Work]:
     """An optimizer step of 128 images."""
     mesh = make_mesh(128)
-    return {name: _training(mesh, 128, 1, kernels_of(name, mesh))}
+    return {name: _training(mesh, 128, 1, _kernels_of(name, mesh))}
 
 
 def _chunk(mesh: Mesh, batch_size: int, kernels: Kernels) -> tuple[Callable[[], None], TrainingProgram]:
@@ -90,7 +90,7 @@ def epoch(name: str) -> dict[str, Work]:
     """Training in chunks of steps, and augmentation alone."""
     batch_size, augmentation = PRESETS["reference"].batch_size, Augmentation()
     mesh = make_mesh(batch_size)
-    train, training = _chunk(mesh, batch_size, kernels_of(name, mesh))
+    train, training = _chunk(mesh, batch_size, _kernels_of(name, mesh))
 
     def augment_chunk(key: jax.Array, images: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def augmentation(name: str) -> dict[str, Work]:
 def evaluation(name: str) -> dict[str, Work]:
     """Loss and hits of 10,000 uint8 images."""
     mesh = make_mesh(EVALUATION_BATCH)
-    evaluate = EvaluationProgram(mesh, NORMALIZATION, kernels_of(name, mesh))
+    evaluate = EvaluationProgram(mesh, NORMALIZATION, _kernels_of(name, mesh))
     variables, batches = (
         create_states(SEED, mesh, PRESETS["reference"], 1).variables,
         evaluate.batches(_examples(10_000)),
@@ -129,7 +129,7 @@ def scaling(name: str) -> dict[str, Work]:
 
     def images(batch_size: int, num_devices: int) -> Work:
         mesh = make_mesh(batch_size, num_devices)
-        train, training = _chunk(mesh, batch_size, kernels_of(name, mesh))
+        train, training = _chunk(mesh, batch_size, _kernels_of(name, mesh))
         return Work(train, training.chunk * batch_size)
 
     devices = [n for n in range(1, jax.device_count() + 1) if 128 % n == 0]
@@ -170,7 +170,7 @@ def layers(name: str) -> dict[str, Work]:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     mesh, num_images = make_mesh(64, 1), 64
-    kernels = kernels_of(name, mesh)
+    kernels = _kernels_of(name, mesh)
     matrix, each = jnp.ones((1024, 1024)), dict(_convolutions(num_images, kernels))
     gflop = sum(work.amount for work in each.values())
     works = {

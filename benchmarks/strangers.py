@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image, ImageDraw, ImageFont
 from scipy.interpolate import make_interp_spline
 
@@ -73,9 +73,15 @@ def frames(rng: np.random.RandomState) -> Grey:
 def stripes(rng: np.random.RandomState) -> Grey:
     """Parallel stripes in a square."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(10, 40)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    wave = np.sin((columns * np.cos(angle) + rows * np.sin(angle)) * 2 * np.pi / period)
-    return np.pad((wave < 0).astype(np.float32), 20, constant_values=1)
+    light = striped(*np.mgrid[:SIDE, :SIDE], angle, period)
+    return np.pad(light.astype(np.float32), 20, constant_values=1)
+
+
+def striped(
+    rows: Shaped[np.ndarray, "h w"], columns: Shaped[np.ndarray, "h w"], angle: float, period: float
+) -> Bool[np.ndarray, "h w"]:
+    """Whether pixels, given by their coordinates, are in every other of parallel stripes."""
+    return np.sin((columns * np.cos(angle) + rows * np.sin(angle)) * 2 * np.pi / period) < 0
 
 
 def noise(rng: np.random.RandomState) -> Grey:

@@ -92,7 +92,7 @@ class Config:
     """Stop once validation accuracy, as a fraction, reaches this."""
 
     num_devices: int | None = None
-    """Devices to spread each batch over. Default: as many as divide the batch; a CPU is one if not told."""
+    """Devices to spread each batch over. Default: as many as divide the batch; a CPU is one."""
 
     kernels: Literal["auto", "native", "xla"] = "auto"
     """What computes convolutions: our C++ for CPUs, or XLA. 'auto': 'native' on a CPU if it has a C++ compiler."""

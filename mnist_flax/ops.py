@@ -59,7 +59,7 @@ def convolve(
             return native.convolve(x.values, jnp.stack([x.factor, x.offset]), kernel, padding, x.pooled)
         return native.convolve(x, jnp.zeros(0, jnp.float32), kernel, padding)
     y: Any = _conv(computed(x), kernel, padding)
-    return y, jnp.stack(_sum_and_dot(y, y))
+    return y, _sums(y)
 
 
 def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
@@ -139,8 +139,8 @@ def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
 
 
-def _sum_and_dot(x: Array, y: Array) -> tuple[Array, Array]:
-    """Per-channel `(sum(x), sum(x * y))`, in two stages: rows of pixels are added up first.
+def _sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
+    """For each channel the sums of `x` and of its squares, in two stages: rows of pixels are added up first.
 
     XLA's CPU backend then has an inner loop over width * channels numbers instead of 8 to 20, which is up to 1.9 times
     as fast. It is also more precise: one long float32 sum for each channel has a relative error of 4e-6, enough to flip
@@ -151,4 +151,4 @@ def _sum_and_dot(x: Array, y: Array) -> tuple[Array, Array]:
     def per_channel(values: Array) -> Array:
         return values.reshape(n * height, width * channels).sum(0).reshape(width, channels).sum(0)
 
-    return per_channel(x), per_channel(x * y)
+    return jnp.stack([per_channel(x), per_channel(x * x)])

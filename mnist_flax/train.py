@@ -118,7 +118,7 @@ def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":
     if is_main and config.kernels != "xla" and platform == "cpu" and kernels.native.must_compile(keep):
         print(f"Compiling the CPU kernels{', once on this machine' if keep else ''} ...", flush=True)
     chosen = kernels.choose(config.kernels, platform, keep)
-    if mesh.all_processes(chosen.kernels == "native") or chosen.kernels == "xla":
+    if mesh.all_processes(chosen.name == "native") or chosen.name == "xla":
         return chosen
     return kernels.Choice("xla", "another process of the job has none")
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.drawn.layouts import Layout, Shape, curve, drawn, put
 from benchmarks.drawn.paper import Canvas, Cover, Random, clouds
 from benchmarks.drawn.strokes import Digits, strokes
-from benchmarks.strangers import LETTERS, fonts
+from benchmarks.strangers import LETTERS, fonts, striped
 
 Written = list[tuple[Cover, str]]
 
@@ -211,9 +211,8 @@ def stripes(rng: Random, digits: Digits, shape: Shape, width: float | None) -> t
     """Parallel stripes in a square."""
     angle, period, side = rng.uniform(0, np.pi), rng.uniform(0.05, 0.2), 0.8 * min(shape)
     rows, columns = np.mgrid[: shape[0], : shape[1]] - np.array(shape)[:, None, None] / 2
-    wave = np.sin((columns * np.cos(angle) + rows * np.sin(angle)) * 2 * np.pi / (period * side))
     inside = np.maximum(abs(rows), abs(columns)) < side / 2
-    return ((wave < 0) & inside).astype(np.float32), ()
+    return (striped(rows, columns, angle, period * side) & inside).astype(np.float32), ()
 
 
 def scribble(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:

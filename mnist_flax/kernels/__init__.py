@@ -15,7 +15,7 @@ Kernels = Literal["native", "xla"]
 class Choice(NamedTuple):
     """The kernels that a program uses, and why these; "" if they are what was asked for."""
 
-    kernels: Kernels
+    name: Kernels
     why: str = ""
 
 

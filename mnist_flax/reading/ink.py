@@ -116,17 +116,17 @@ def without_lines(ink: Ink) -> Ink | None:
     if lines[0].any() or lines[1].any():
         rest: Any = ndimage.label(mask & ~(lines[0] | lines[1]), structure=np.ones((3, 3)))
         lines = [_longer_than_strokes(line, rest[0], axis) for axis, line in enumerate(lines)]
-    result, found = ink.copy(), False
-    for axis, line in enumerate(lines):
-        if not line.any():
-            continue
-        found = True
+    found = [(axis, line) for axis, line in enumerate(lines) if line.any()]
+    if not found:
+        return None
+    result = ink.copy()
+    for axis, line in found:
         cut: Any = ndimage.binary_dilation(line, iterations=2)
         result[cut] = 0
         size = (1, 2 * width + 1) if axis == 0 else (2 * width + 1, 1)
         mended = ndimage.grey_closing(result, size=size)
         result[cut] = mended[cut]
-    return result if found else None
+    return result
 
 
 def _lines(mask: Mask, length: int, axis: int) -> Mask:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_flax.inference.classifier import Classifier
-from mnist_flax.reading.drawing import as_it_is
+from mnist_flax.reading.drawing import as_it_is, draw
 from mnist_flax.reading.image import Picture
 from mnist_flax.reading.ink import LUMINANCE, Tone, tones, without_lines
 from mnist_flax.reading.judging import Judge, Judged
@@ -66,8 +66,10 @@ def _only_digit(picture: Picture, judge: Judge) -> tuple[Reading | None, bool]:
         if not parts.boxes:
             continue
         group = parts.group(list(parts.boxes))
-        ways = [judge.of_drawings([group], [original])] if original is not None else []
-        for digits in [*ways, judge([group])]:
+        for drawing in (original, draw(group.ink)):
+            if drawing is None:
+                continue
+            digits = judge.of_drawings([group], [drawing])
             reading = _reading(tone.name, tone, parts, digits)
             found.append(reading._replace(score=reading.score + ODDS_OF_ONE))
             if digits[0].is_named:

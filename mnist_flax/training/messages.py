@@ -25,7 +25,7 @@ def opening(run: Run, progress: Progress) -> list[str]:
     return [
         *([f"Training on 'digits', not on MNIST: {dataset.note}"] if dataset.note else []),
         f"{dataset.name}: {splits}",
-        f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.kernels]}",
+        f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.name]}",
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epochs of {run.steps_per_epoch:,} steps of {config.batch_size} images, into {config.workdir}",
     ]

@@ -165,7 +165,7 @@ def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]]
         "train_seconds": seconds,
         "images_per_second": sum(map(len, histories)) * run.images_per_epoch / seconds,
         "devices": describe(run.mesh),
-        "kernels": run.kernels.kernels,
+        "kernels": run.kernels.name,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 

@@ -98,13 +98,13 @@ def prepare(config: Config, dataset: Dataset, mesh: Mesh, kernels: Choice) -> Ru
     steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
     total_steps = (config.epochs or 0) * steps_per_epoch
     options = step_options(config, dataset.normalization, total_steps)
-    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.kernels)
+    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name)
     return Run(
         config=config,
         dataset=dataset,
         mesh=mesh,
         options=options,
-        training=TrainingProgram(mesh, options, dataset.train, kernels.kernels),
+        training=TrainingProgram(mesh, options, dataset.train, kernels.name),
         evaluation=evaluation,
         validation=evaluation.batches(dataset.validation),
         learning_rate=one_cycle(total_steps, config.max_lr)[0],
@@ -114,7 +114,7 @@ def prepare(config: Config, dataset: Dataset, mesh: Mesh, kernels: Choice) -> Ru
 
 def start(run: Run) -> Progress:
     """The progress of a run before its first step."""
-    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps, run.kernels.kernels)
+    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps, run.kernels.name)
     return Progress(state, zero_totals(run.config.num_seeds, run.mesh), [[] for _ in run.seeds], 0.0)
 
 

@@ -71,11 +71,11 @@ def test_they_are_compiled_once(fresh, tmp_path, monkeypatch):
     assert not native.must_compile()
     native.outcome.clear()
     monkeypatch.setattr("subprocess.run", None)
-    assert kernels.choose("auto", "cpu").kernels == "native"
+    assert kernels.choose("auto", "cpu").name == "native"
 
 
 @pytest.mark.usefixtures("cpu_kernels")
 def test_where_nothing_can_be_kept(fresh, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert kernels.choose("auto", "cpu").kernels == "native"
+    assert kernels.choose("auto", "cpu").name == "native"

@@ -202,7 +202,7 @@ from mnist_flax.config import Config
 from mnist_flax.training.mesh import make_mesh
 from mnist_flax.training.programs import TrainingProgram, create_states, step_options, zero_totals
 dataset, config, mesh = data.load("digits", None, 119), Config(), make_mesh(64)
-chosen = kernels.choose("native", "cpu").kernels
+chosen = kernels.choose("native", "cpu").name
 training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train, chosen)
 state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100, chosen), zero_totals(1, mesh)
 state, totals = training(state, totals, training.order(state), np.array([5], np.int32))
