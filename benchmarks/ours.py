@@ -1,6 +1,7 @@
 """Our side, run as `mnist_flax/training/loop.py` runs it."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from mnist_flax.augment import Augmentation, augment
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.kernels import Kernels
+from mnist_flax.kernels.native import Packs
 from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.step import DATA, Batch, train_step
 from mnist_flax.training import mesh as meshes
@@ -154,12 +156,14 @@ def _convolutions(num_images: int, kernels: Kernels) -> Iterator[tuple[str, Work
         name, size = layer.name.removesuffix(".conv"), int(layer.kind[-1])  # "Conv 3×3"
         shapes = (num_images, *inputs), (size, size, inputs[-1], layer.shape[-1]), (num_images, *layer.shape)
         x, kernel, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+        if kernels == "native":
+            x, dy = Packs.of(x), Packs.of(dy)
         padding = ((layer.shape[0] + size - 1 - inputs[0]) // 2,) * 2
 
-        def conv(*arguments: Any, pads: Any = (padding, padding)) -> jax.Array:
+        def conv(*arguments: Any, pads: Any = (padding, padding)) -> ops.Images:
             return ops.convolve(*arguments, pads, kernels)[0]
 
-        gflop, first = 2e-9 * kernel.size * dy.size / dy.shape[-1], inputs == IMAGE_SHAPE
+        gflop, first = 2e-9 * kernel.size * math.prod(dy.shape[:-1]), inputs == IMAGE_SHAPE
         vjp = jax.vjp(partial(conv, x), kernel)[1] if first else jax.vjp(conv, x, kernel)[1]
         yield f"{name} forward", _compiled(conv, gflop, x, kernel)
         yield f"{name} backward", _compiled(lambda vjp, dy: vjp(dy), gflop if first else 2 * gflop, vjp, dy)

@@ -40,7 +40,7 @@ class Conv(nn.Module):
     kernels: Kernels
 
     @nn.compact
-    def __call__(self, x: ops.Deferred | Float[Array, "n h w c"]) -> tuple[Array, Array, Array]:
+    def __call__(self, x: ops.Deferred | Float[Array, "n h w c"]) -> tuple[ops.Images, Array, Array]:
         c_in = (x.values if isinstance(x, ops.Deferred) else x).shape[-1]
         kernel = jnp.asarray(self.param("kernel", kernel_init, (*self.kernel_size, c_in, self.features)))
         fan_in = math.prod(self.kernel_size) * c_in
@@ -61,9 +61,7 @@ class BatchNormReLU(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w c"], sums: Float[Array, "2 c"], conv_bias: Any = 0.0, *, train: bool
-    ) -> ops.Deferred:
+    def __call__(self, x: ops.Images, sums: Float[Array, "2 c"], conv_bias: Any = 0.0, *, train: bool) -> ops.Deferred:
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -72,7 +70,7 @@ class BatchNormReLU(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return ops.Deferred(x, factor, bias + (conv_bias - running_mean.value) * factor)
-        count = x.size // x.shape[-1]
+        count = math.prod(x.shape[:-1])
         if self.axis_name is not None and not self.is_initializing():
             sums, count = jax.lax.psum((sums, count), self.axis_name)
         # A bias before it shifts the mean, and changes nothing else.

@@ -13,8 +13,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnist_flax.kernels import Kernels, native
+from mnist_flax.kernels.native import Packs
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+Images = Float[Array, "_n _h _w _c"] | Packs  # NHWC, or as the C++ kernels have them
 
 
 class Deferred(NamedTuple):
@@ -24,14 +27,15 @@ class Deferred(NamedTuple):
     operations would cost more.
     """
 
-    values: Float[Array, "n h w c"]
+    values: Images
     factor: Float[Array, " c"]
     offset: Float[Array, " c"]
     pooled: bool = False
 
     def compute(self) -> Float[Array, "n h_out w_out c"]:
         """Compute it."""
-        y = jax.nn.relu(self.factor * self.values + self.offset)
+        values = self.values.unpacked() if isinstance(self.values, Packs) else self.values
+        y = jax.nn.relu(self.factor * values + self.offset)
         return max_pool_2x2(y) if self.pooled else y
 
 
@@ -45,19 +49,19 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right
 
 
 def convolve(
-    x: Deferred | Float[Array, "n h w c_in"],
+    x: Deferred | Images,
     kernel: Float[Array, "kh kw c_in c_out"],
     padding: Padding,
     kernels: Kernels = "xla",
-) -> tuple[Float[Array, "n h_out w_out c_out"], Float[Array, "2 c_out"]]:
+) -> tuple[Images, Float[Array, "2 c_out"]]:
     """The convolution with stride 1, and for each channel the sums over batch and space of it and of its squares.
 
     `kernels` is what computes them, as in `MNISTNet`.
     """
     if kernels == "native" and kernel.dtype == jnp.float32:
-        if isinstance(x, Deferred):
-            return native.convolve(x.values, jnp.stack([x.factor, x.offset]), kernel, padding, x.pooled)
-        return native.convolve(x, jnp.zeros(0, jnp.float32), kernel, padding)
+        if not isinstance(x, Deferred):
+            return native.convolve(Packs.of(x), jnp.zeros(0, jnp.float32), kernel, padding)
+        return native.convolve(Packs.of(x.values), jnp.stack([x.factor, x.offset]), kernel, padding, x.pooled)
     y: Any = _conv(computed(x), kernel, padding)
     return y, _sums(y)
 

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import os
@@ -31,8 +32,8 @@ OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi")
 TIMEOUT = 120  # seconds; compiling takes ten
 
 
-# What loading them came to. XLA's register, in which they then are, is one for the process too.
-outcome: list[str | None] = []
+# The library, or why there is none. XLA's register, in which its functions then are, is one for the process too.
+outcome: list[ctypes.CDLL | str] = []
 
 
 def why_not(keep: bool = True) -> str | None:
@@ -42,10 +43,17 @@ def why_not(keep: bool = True) -> str | None:
     """
     if not outcome:
         outcome.append(_load(keep))
-    return outcome[0]
+    return outcome[0] if isinstance(outcome[0], str) else None
 
 
-def _load(keep: bool) -> str | None:
+def num_lanes() -> int:
+    """The images in a pack, once the kernels are loaded."""
+    [library] = outcome
+    assert isinstance(library, ctypes.CDLL), library
+    return getattr(library, PREFIX + "lanes")()
+
+
+def _load(keep: bool) -> ctypes.CDLL | str:
     command = _command()
     if command is None:
         return f"no C++ compiler was found ({', '.join(COMPILERS)})"
@@ -59,7 +67,7 @@ def _load(keep: bool) -> str | None:
     for name in FUNCTIONS:
         handler = jax.ffi.pycapsule(getattr(library, PREFIX + name))
         jax.ffi.register_ffi_target(PREFIX + name, handler, platform="cpu")
-    return None
+    return library
 
 
 def must_compile(keep: bool = True) -> bool:
@@ -131,14 +139,46 @@ def _first_error(text: str) -> str:
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packs:
+    """A batch of images as the kernels have it: as many images as a vector has lanes are side by side in the last axis.
+
+    Lanes that no image is left for are zero.
+    """
+
+    values: Any  # Float[Array, "packs h w c lanes"], in whose place JAX puts other things as it differentiates
+    num_images: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, images: "Float[Array, 'n h w c'] | Packs") -> "Packs":
+        """Pack images, unless they are packed."""
+        if isinstance(images, Packs):
+            return images
+        (n, *shape), lanes = images.shape, num_lanes()
+        packs = -(-n // lanes)
+        images = jnp.pad(images, ((0, packs * lanes - n), (0, 0), (0, 0), (0, 0)))
+        return cls(jnp.moveaxis(images.reshape(packs, lanes, *shape), 1, -1), n)
+
+    def unpacked(self) -> Float[Array, "n h w c"]:
+        """Return the images."""
+        images = jnp.moveaxis(self.values, -1, 1)
+        return images.reshape(-1, *images.shape[2:])[: self.num_images]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, h, w, c)."""
+        return (self.num_images, *self.values.shape[1:-1])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def convolve(
-    x: Float[Array, "n h w c_in"],
+    x: Packs,
     scaling: Float[Array, "..."],
     kernel: Float[Array, "kh kw c_in c_out"],
     padding: Padding,
     pooled: bool = False,
-) -> tuple[Float[Array, "n h_out w_out c_out"], Float[Array, "2 c_out"]]:
+) -> tuple[Packs, Float[Array, "2 c_out"]]:
     """A convolution (cross-correlation) with stride 1, with what comes before it and what the next one needs; float32.
 
     Args:
@@ -151,27 +191,33 @@ def convolve(
     Returns:
         The convolution, and for each channel the sums over batch and space of its values and of their squares.
     """
-    (n, *sides, _), (*lengths, _, c_out) = x.shape, kernel.shape
+    packs, *sides, _, lanes = x.values.shape
+    *lengths, _, c_out = kernel.shape
     sides = [side // 2 if pooled else side for side in sides]
     sides = [side + sum(pads) - length + 1 for side, pads, length in zip(sides, padding, lengths, strict=True)]
-    y, sums = _call("forward", padding, pooled, [(n, *sides, c_out), (2, c_out)], x, scaling, kernel)
-    return y, sums
+    shapes = [(packs, *sides, c_out, lanes), (2, c_out)]
+    y, sums = _call("forward", x.num_images, padding, pooled, shapes, x.values, scaling, kernel)
+    return Packs(y, x.num_images), sums
 
 
 def _convolve_fwd(x: Any, scaling: Any, kernel: Any, padding: Padding, pooled: bool) -> tuple[Any, Any]:
-    results: Any = convolve(x.value, scaling.value, kernel.value, padding, pooled)
     # A first layer's input is an image, whose gradient nobody asks for: it need not be computed then.
-    wanted = () if x.perturbed else None
-    return results, (x.value, scaling.value, kernel.value, results[0], wanted)
+    wanted = () if x.values.perturbed or scaling.perturbed else None
+    x, scaling, kernel = Packs(x.values.value, x.num_images), scaling.value, kernel.value
+    results: Any = convolve(x, scaling, kernel, padding, pooled)
+    return results, (x, scaling, kernel, results[0], wanted)
 
 
-def _convolve_bwd(padding: Padding, pooled: bool, residuals: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+def _convolve_bwd(padding: Padding, pooled: bool, residuals: Any, cotangents: Any) -> tuple[Packs, Array, Array]:
     x, scaling, kernel, y, wanted = residuals
-    cotangents = [jnp.zeros(c.shape) if isinstance(c, SymbolicZero) else c for c in cotangents]
-    shapes = [(0,) if wanted is None else x.shape, (2, x.shape[-1]), kernel.shape]
-    d_x, d_scaling, d_kernel = _call("backward", padding, pooled, shapes, x, scaling, kernel, y, *cotangents)
+    d_y, d_sums = (
+        jnp.zeros(c.shape) if isinstance(c, SymbolicZero) else c for c in (cotangents[0].values, cotangents[1])
+    )
+    shapes = [(0,) if wanted is None else x.values.shape, (2, x.shape[-1]), kernel.shape]
+    arguments = x.values, scaling, kernel, y.values, d_y, d_sums
+    d_x, d_scaling, d_kernel = _call("backward", x.num_images, padding, pooled, shapes, *arguments)
     return (
-        jnp.zeros_like(x) if wanted is None else d_x,
+        Packs(jnp.zeros_like(x.values) if wanted is None else d_x, x.num_images),
         d_scaling if scaling.size else jnp.zeros_like(scaling),
         d_kernel,
     )
@@ -180,8 +226,9 @@ def _convolve_bwd(padding: Padding, pooled: bool, residuals: Any, cotangents: An
 convolve.defvjp(_convolve_fwd, _convolve_bwd, symbolic_zeros=True)
 
 
-def _call(function: str, padding: Padding, pooled: bool, shapes: Any, *arguments: Array) -> Any:
+def _call(function: str, num_images: int, padding: Padding, pooled: bool, shapes: Any, *arguments: Array) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     # One replica after the other: each already uses all cores.
     call = jax.ffi.ffi_call(PREFIX + function, results, vmap_method="sequential")
-    return call(*arguments, pads=np.array(padding, np.int64).ravel(), pooled=pooled)
+    pads = np.array(padding, np.int64).ravel()
+    return call(*arguments, images=np.int64(num_images), pads=pads, pooled=pooled)

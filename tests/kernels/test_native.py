@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 import mnist_flax
 from mnist_flax import ops
 from mnist_flax.kernels import native
+from mnist_flax.kernels.native import Packs
 from mnist_flax.model import MNISTNet
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
@@ -29,6 +30,11 @@ def normal(seed, *shape):
 def close(ours, theirs):
     """As near as two float32 sums of the same numbers in another order are."""
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
+
+
+def unpacked(results):
+    y, sums = results
+    return (y.unpacked() if isinstance(y, Packs) else y), sums
 
 
 @st.composite
@@ -55,7 +61,7 @@ def test_layer(case):
 
     def layer(x, kernel, factor, offset, *, kernels):
         deferred = x if before == "nothing" else ops.Deferred(x, factor, offset, before == "pool")
-        return ops.convolve(deferred, kernel, pads, kernels)
+        return unpacked(ops.convolve(deferred, kernel, pads, kernels))
 
     shapes = jax.eval_shape(functools.partial(layer, kernels="xla"), *arguments)
     cotangents = [normal(4, *shapes[0].shape), 0.01 * normal(5, *shapes[1].shape)]
@@ -95,7 +101,7 @@ def test_the_network_in_evaluation():
 
 
 def plain(x, kernel, padding=((0, 0), (0, 0))):
-    return native.convolve(x, jnp.zeros(0), kernel, padding)
+    return unpacked(native.convolve(Packs.of(x), jnp.zeros(0), kernel, padding))
 
 
 def test_replicas():
@@ -114,7 +120,7 @@ def test_no_images_at_all():
 def test_not_a_number_stays_one():
     x, kernel, nan = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 4), jnp.full(2, jnp.nan)
     for pooled in (False, True):
-        y, sums = native.convolve(x, jnp.stack([nan, nan]), kernel, ((1, 1), (1, 1)), pooled)
+        y, sums = unpacked(native.convolve(Packs.of(x), jnp.stack([nan, nan]), kernel, ((1, 1), (1, 1)), pooled))
         assert np.isnan(y).all()
         assert np.isnan(sums).all()
 
@@ -122,7 +128,7 @@ def test_not_a_number_stays_one():
 def test_the_gradient_of_images_is_computed_when_it_is_asked_for():
     x, kernel = normal(0, 2, 6, 6, 1), normal(1, 3, 3, 1, 4)
     ours, theirs = (
-        jax.grad(lambda x, name=name: ops.convolve(x, kernel, ((0, 0), (0, 0)), name)[0].std())(x)
+        jax.grad(lambda x, name=name: unpacked(ops.convolve(x, kernel, ((0, 0), (0, 0)), name))[0].std())(x)
         for name in ("native", "xla")
     )
     close(ours, theirs)
@@ -168,19 +174,23 @@ FITTING = {"x": (1, 4, 4, 2), "scaling": (2, 2), "kernel": (3, 3, 2, 4), "y": (1
         {"pads": (3, 3, 0, 0)},
         {"x": (1, 3, 4, 2), "y": (1, 1, 2, 4), "pooled": True},
         {"scaling": (0,), "y": (1, 2, 2, 4), "pooled": True},
+        {"images": 0},
+        {"images": -1},
+        {"images": 17},
+        {"lanes": 4},
     ],
 )
 def test_wrong_shapes_are_an_error(function, changed):
-    shapes = FITTING | changed
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in ("pads", "pooled")}
-    x, scaling, kernel, y, sums = zeros.values()
+    shapes = {"pads": (0, 0, 0, 0), "pooled": False, "images": 3, "lanes": native.num_lanes()} | FITTING | changed
+    lanes = {"x": (shapes["lanes"],), "y": (shapes["lanes"],)}
+    x, scaling, kernel, y, sums = (np.zeros(shapes[name] + lanes.get(name, ()), np.float32) for name in FITTING)
     arguments, results = [x, scaling, kernel], [y, sums]
     if function == "backward":
         arguments, results = [x, scaling, kernel, y, y, sums], [x, np.zeros((2, 2), np.float32), kernel]
     call = jax.ffi.ffi_call(native.PREFIX + function, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in results])
-    options = {"pads": np.array(shapes.get("pads", (0, 0, 0, 0)), np.int64), "pooled": shapes.get("pooled", False)}
+    options = {"images": np.int64(shapes["images"]), "pads": np.array(shapes["pads"], np.int64)}
     with pytest.raises(jax.errors.JaxRuntimeError, match="the shapes do not fit"):
-        jax.block_until_ready(call(*arguments, **options))
+        jax.block_until_ready(call(*arguments, **options, pooled=shapes["pooled"]))
 
 
 def python(code, **environment):
@@ -230,7 +240,9 @@ for n, side, c_in, c_out, size, pad in shapes:
         scaling, pads = np.ones((2, c_in) if before != "nothing" else 0, np.float32), ((pad, pad), (pad, pad))
         if side // (1 + (before == "pool")) + 2 * pad < size:
             continue
-        layer = lambda *a: sum(r.sum() for r in native.convolve(*a, pads, before == "pool"))
+        def layer(x, *a):
+            y, sums = native.convolve(native.Packs.of(x), *a, pads, before == "pool")
+            return y.unpacked().sum() + sums.sum()
         jax.block_until_ready(jax.grad(layer, argnums=(0, 1, 2))(*map(jnp.asarray, (x, scaling, kernel))))
 """
 
