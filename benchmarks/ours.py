@@ -1,10 +1,14 @@
 """Our side, run as `mnist_flax/training/loop.py` runs it."""
 
+import ctypes
 import dataclasses
 import math
 import os
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +22,7 @@ from mnist_flax import kernels, ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.kernels import Kernels
+from mnist_flax.kernels import Kernels, native
 from mnist_flax.kernels.native import Packs
 from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.step import DATA, Batch, train_step
@@ -169,8 +173,21 @@ def _convolutions(num_images: int, kernels: Kernels) -> Iterator[tuple[str, Work
         yield f"{name} backward", _compiled(lambda vjp, dy: vjp(dy), gflop if first else 2 * gflop, vjp, dy)
 
 
+def _multiply_adds() -> dict[str, Work]:
+    """What the chip can do at most, where there is a compiler to measure it."""
+    if native.compiler() is None:
+        return {}
+    with tempfile.TemporaryDirectory() as directory:
+        made = Path(directory) / "peak.so"
+        options = ["-O2", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC"]
+        subprocess.run([*native.compiler(), *options, str(Path(__file__).with_name("peak.cc")), "-o", made], check=True)
+        library, rounds = ctypes.CDLL(str(made)), ctypes.c_long(1_000_000)
+    library.gflop.restype = ctypes.c_double
+    return {"multiply-adds in registers": Work(lambda: library.peak(rounds), library.gflop(rounds))}
+
+
 def layers(name: str) -> dict[str, Work]:
-    """GFLOP/s of a matrix product, of each convolution, of all, and of a step (counting its convolutions' GFLOP)."""
+    """GFLOP/s of multiply-adds alone, a matrix product, each convolution, all, and a step (counting its convolutions)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     mesh, num_images = make_mesh(64, 1), 64
@@ -178,6 +195,7 @@ def layers(name: str) -> dict[str, Work]:
     matrix, each = jnp.ones((1024, 1024)), dict(_convolutions(num_images, kernels))
     gflop = sum(work.amount for work in each.values())
     works = {
+        **_multiply_adds(),
         "matrix product 1024³": _compiled(jnp.matmul, 2e-9 * 1024**3, matrix, matrix),
         **each,
         "all convolutions": Work(lambda: [work.run() for work in each.values()], gflop, jax.block_until_ready),
