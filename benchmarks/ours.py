@@ -187,7 +187,7 @@ def _multiply_adds() -> dict[str, Work]:
 
 
 def layers(name: str) -> dict[str, Work]:
-    """GFLOP/s of multiply-adds alone, a matrix product, each convolution, all, and a step (counting its convolutions)."""
+    """GFLOP/s of multiply-adds alone, a matrix product, each convolution, all, a step (counting its convolutions)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     mesh, num_images = make_mesh(64, 1), 64
