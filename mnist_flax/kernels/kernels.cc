@@ -43,12 +43,14 @@ namespace ffi = xla::ffi;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kPixels = 6;
+#elif defined(__ARM_NEON)
+constexpr int kLanes = 4, kPixels = 5;
 #else
 constexpr int kLanes = 8, kPixels = 3;
 #endif
-// A tile has kPixels x kChannels sums, and needs kPixels registers for taps and one for a weight: 16 with AVX2 and 31
-// with AVX-512, of 16 and 32. At least 8 sums keep two units with a latency of 4 cycles busy. All layers of the network
-// have a multiple of 4 channels.
+// A tile has kPixels x kChannels sums, and needs kPixels registers for taps and one for a weight: 16 with AVX2, which
+// has 16, and 31 with AVX-512, which has 32. (NEON has 32 too, and keeps four weights in registers.)
+// At least 8 sums keep two units with a latency of 4 cycles busy. All layers have a multiple of 4 channels.
 constexpr int kChannels = 4;
 constexpr int64_t kBlockBytes = 16384;  // of the cotangent, that the kernel's gradient runs over before the next tile
 
@@ -61,6 +63,8 @@ inline void keep_in_register(Vec& vector) {
   asm("" : "+v"(vector));
 #elif defined(__AVX__)
   asm("" : "+x"(vector));
+#elif defined(__ARM_NEON)
+  asm("" : "+w"(vector));
 #endif
 }
 
