@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Key, UInt8
 
 
@@ -66,14 +67,24 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
 
     Equal to `scipy.ndimage.affine_transform(order=1, mode="grid-constant")`. Values stay in 0..255, as float32.
     """
-    n, height, width = images.shape
+    return lax.platform_dependent(images, transforms, tpu=warp_by_products, default=_warp_by_gathers)
+
+
+def _positions(transforms: Float[Array, "n 2 3"], axis: int, height: int, width: int) -> Float[Array, "n h w"]:
+    """The input row (axis 0) or column (axis 1) of each output pixel."""
+    a, b, c = (transforms[:, axis, k][:, None, None] for k in range(3))
     rows = jnp.arange(height, dtype=jnp.float32)[None, :, None]
     columns = jnp.arange(width, dtype=jnp.float32)[None, None, :]
+    return a * rows + b * columns + c
+
+
+def _warp_by_gathers(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:
+    """`warp`, by reading the four pixels around each position."""
+    n, height, width = images.shape
 
     def coordinate(axis: int, size: int) -> tuple[Array, Array]:
-        a, b, c = (transforms[:, axis, k][:, None, None] for k in range(3))
         # From one pixel outside the image on all is zero; clipping there keeps indices inside the padding below.
-        position = jnp.clip(a * rows + b * columns + c, -1.0, size)
+        position = jnp.clip(_positions(transforms, axis, height, width), -1.0, size)
         floor = jnp.floor(position)
         return floor.astype(jnp.int32) + 1, position - floor
 
@@ -93,6 +104,24 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
     top_value = top_left + column_fraction * (top_right - top_left)
     bottom_value = bottom_left + column_fraction * (bottom_right - bottom_left)
     return top_value + row_fraction * (bottom_value - top_value)
+
+
+def warp_by_products(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:
+    """`warp`, by two products with interpolation weights, to within 1e-4 of a grey level: for matrix units.
+
+    An output pixel at (r, c) is the sum over all input pixels (i, j) of max(0, 1 - |r - i|) max(0, 1 - |c - j|) image.
+    The sum over rows is a matrix product. That is 640,000 multiply-adds an image where gathers need 3,000, but a TPU
+    moves a tile of 1,024 numbers to gather one.
+    """
+    n, height, width = images.shape
+
+    def weights(axis: int, size: int) -> Float[Array, "n size pixels"]:
+        position = _positions(transforms, axis, height, width).reshape(n, 1, -1)
+        return jnp.maximum(0, 1 - jnp.abs(position - jnp.arange(size, dtype=jnp.float32)[:, None]))
+
+    # In full precision: a weight rounded to bfloat16 would be wrong by up to half a grey level.
+    by_rows = jnp.einsum("nij,nip->njp", images.astype(jnp.float32), weights(0, height), precision="highest")
+    return (by_rows * weights(1, width)).sum(1).reshape(n, height, width)
 
 
 def augment(key: Key[Array, ""], images: UInt8[Array, "n h w"], augmentation: Augmentation) -> Float[Array, "n h w"]:

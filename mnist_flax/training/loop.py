@@ -53,7 +53,7 @@ def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
 def _train(run: Run, progress: Progress, files: RunFiles, console: messages.Console, interruption: Interruption) -> Any:
     """Train all replicas to their ends."""
     started = time.perf_counter()  # compiled ahead of the first step, so that no epoch's time contains it
-    run.training.compile(progress.state, progress.totals)
+    run.training.compile(progress.state)
     console.say(f"Compiled in {time.perf_counter() - started:.1f} s")
     saved_at = time.monotonic()
 

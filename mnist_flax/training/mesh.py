@@ -81,8 +81,11 @@ def describe(mesh: Mesh) -> str:
 
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:
-    """Every array on the mesh's devices, whole or as `spec` splits it."""
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    """Every array on the mesh's devices, whole or as `spec` splits it. A shape stays one, and says where it lies."""
+    sharding = NamedSharding(mesh, spec)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return jax.device_put(tree, sharding)
 
 
 def to_host(tree: Any) -> Any:

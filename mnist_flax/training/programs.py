@@ -67,8 +67,18 @@ def create_states(
     seeds: UInt32[np.ndarray, " replicas"], mesh: Mesh, config: Config, total_steps: int, kernels: Kernels = "xla"
 ) -> TrainState:
     """The states of all replicas, on the mesh."""
-    create = jax.vmap(functools.partial(create_state, config=config, total_steps=total_steps, kernels=kernels))
+    create = _create_each(config, total_steps, kernels)
     return jax.jit(create, out_shardings=NamedSharding(mesh, BY_REPLICA), compiler_options=RUN_ONCE)(seeds)
+
+
+def shapes_of_states(num_replicas: int, mesh: Mesh, config: Config, total_steps: int) -> TrainState:
+    """What `create_states` returns, as shapes: for a mesh whose devices need not be there."""
+    seeds = jax.ShapeDtypeStruct((num_replicas,), np.uint32)
+    return place(jax.eval_shape(_create_each(config, total_steps, "xla"), seeds), mesh, BY_REPLICA)
+
+
+def _create_each(config: Config, total_steps: int, kernels: Kernels) -> Any:
+    return jax.vmap(functools.partial(create_state, config=config, total_steps=total_steps, kernels=kernels))
 
 
 def in_turns(mesh: Mesh) -> bool:
@@ -91,7 +101,7 @@ class TrainingProgram:
     """
 
     def __init__(self, mesh: Mesh, options: StepOptions, examples: Examples, kernels: Kernels = "xla") -> None:
-        num_examples = len(examples.labels)
+        num_examples = examples.labels.shape[0]
         self.mesh, self.steps_per_epoch = mesh, -(-num_examples // options.batch_size)
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
         self._examples: Examples = place(examples, mesh)
@@ -109,10 +119,17 @@ class TrainingProgram:
         results = BY_REPLICA, BY_REPLICA
         self.steps: Any = compile_per_device(train_replicas, mesh, specs, results, donate=(0, 1), kernels=kernels)
 
-    def compile(self, state: TrainState, totals: Totals) -> None:
-        """Compile ahead of the first call. The arguments are not changed."""
-        num_steps = place(np.zeros(totals.steps.shape, np.int32), self.mesh, BY_REPLICA)
-        self.steps = self.steps.lower(state, totals, self.order(state), num_steps, self._examples).compile()
+    def lower(self, state: TrainState) -> Any:
+        """Lower for states, or shapes of states, such as this one."""
+        totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(state.step.shape, x.dtype), jax.eval_shape(Totals.zero))
+        num_steps = jax.ShapeDtypeStruct(state.step.shape, np.int32)
+        order = jax.eval_shape(self.order, state)
+        shapes = place((totals, order, num_steps), self.mesh, BY_REPLICA)
+        return self.steps.lower(state, *shapes, self._examples)
+
+    def compile(self, state: TrainState) -> None:
+        """Compile ahead of the first call."""
+        self.steps = self.lower(state).compile()
 
     def __call__(
         self,
@@ -158,6 +175,10 @@ class EvaluationProgram:
     def batches(self, examples: Examples) -> Examples:
         """A split on the mesh, as a call takes it."""
         return split_batches(examples, EVALUATION_BATCH, self._mesh)
+
+    def lower(self, variables: Any, batches: Examples) -> Any:
+        """Lower for such arguments, or shapes of them."""
+        return self._evaluate.lower(variables, batches)
 
     def __call__(self, variables: Any, batches: Examples) -> Figures:
         """Evaluate `variables`, whose arrays have a leading axis of replicas."""

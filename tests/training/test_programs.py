@@ -8,7 +8,7 @@ import mnist_flax
 from mnist_flax import data
 from mnist_flax.config import Config
 from mnist_flax.training.mesh import make_mesh
-from mnist_flax.training.programs import TrainingProgram, create_states, step_options, zero_totals
+from mnist_flax.training.programs import TrainingProgram, create_states, step_options
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
@@ -20,8 +20,7 @@ def test_what_devices_send_each_other_in_a_step(num_devices):
     dataset, config = data.load("digits", None, 119), Config()
     mesh = make_mesh(config.batch_size, num_devices)
     training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train)
-    state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100), zero_totals(1, mesh)
-    training.compile(state, totals)
+    training.compile(create_states(np.zeros(1, np.uint32), mesh, config, 100))
     program = training.steps.as_text()
     sent = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = [dimensions for results in sent for _, dimensions in re.findall(r"(f32|s32)\[([\d,]*)\]", results)]
