@@ -14,9 +14,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"files"},
-    {"kernels"},
-    {"config", "ops", "data", "augment"},
-    {"model", "optim", "step"},
+    {"kernels", "bands"},
+    {"config", "ops", "data", "augment", "packed"},
+    {"model", "optim", "state"},
+    {"step"},
     {"training"},
     {"inference"},
     {"reading"},
