@@ -1,13 +1,14 @@
 """The optimizer: clip by global norm, then Adam or Muon under PyTorch's one-cycle schedule."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from mnist_flax.packed import Packed, global_norm
 
 Schedule = Callable[[Any], Float[Array, ""]]  # of the step, an integer
 
@@ -50,10 +51,24 @@ def one_cycle(
     return learning_rate, beta1
 
 
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers.
+
+    Attributes:
+        count: steps taken.
+        momentum: running mean of the gradients.
+        square: running mean of their squares; None for what Muon trains.
+    """
+
+    count: Int[Any, "*replicas"]
+    momentum: Packed
+    square: Packed
+
+
 def make_optimizer(
     name: str, total_steps: int, max_learning_rate: float, *, clip_norm: float, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """Clip the gradient's global norm to `clip_norm`, then one of two optimizers under `one_cycle`.
+    """Clip the gradient's global norm to `clip_norm`, then one of two optimizers under `one_cycle`; of `Packed` trees.
 
     "adam" is AdamW (beta2 0.999, epsilon 1e-8), which without weight decay is Adam. "muon" trains the blocks'
     convolution kernels by Muon with weight decay, and the rest by Adam without. Muon treats a kernel as a matrix of
@@ -64,36 +79,64 @@ def make_optimizer(
     et al., 2025, arXiv:2502.16982
     """
     learning_rate, beta1 = one_cycle(total_steps, max_learning_rate)
-    adam = optax.inject_hyperparams(optax.adamw, static_args=("b2", "eps", "eps_root", "weight_decay"))
-    if name == "muon":
-        kernels = optax.chain(
-            scale_by_muon(weight_dimension_numbers=_as_matrices),
-            optax.stateless(_scale_to_rms_of_half),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-        rest = adam(learning_rate, b1=beta1, weight_decay=0.0)
-        optimizer = optax.partition({True: kernels, False: rest}, _is_kernel)
-    else:
-        optimizer = adam(learning_rate, b1=beta1, weight_decay=weight_decay)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    by_muon = name == "muon"
+
+    def init(params: Any) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return OptimizerState(jnp.int32(0), zeros, zeros.replace(kernels=None) if by_muon else zeros)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, OptimizerState]:
+        norm = global_norm(gradients)
+        gradients = jax.tree.map(lambda g: jnp.where(norm < clip_norm, g, g / norm * clip_norm), gradients)
+        rate, count = learning_rate(state.count), state.count + 1
+        kernels = None
+        if by_muon:
+            momentum, kernels = _muon(gradients, state.momentum, count)
+            kernels = -rate * (kernels + weight_decay * params.kernels)
+            gradients, before = gradients.replace(kernels=None), state.momentum.replace(kernels=None)
+            after, square, updates = _adam(gradients, before, state.square, beta1(state.count), count)
+            updates = jax.tree.map(lambda u: -rate * u, updates)
+            return updates.replace(kernels=kernels), OptimizerState(count, after.replace(kernels=momentum), square)
+        momentum, square, updates = _adam(gradients, state.momentum, state.square, beta1(state.count), count)
+        updates = jax.tree.map(lambda u, p: -rate * (u + weight_decay * p), updates, params)
+        return updates, OptimizerState(count, momentum, square)
+
+    return optax.GradientTransformation(init, update)
 
 
-def _is_kernel(params: Any) -> Any:
-    """Which parameters are the blocks' convolution kernels. Muon's authors advise Adam for the last layer."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim == 4 and path[0].key != "final_conv", params)
+def _adam(
+    gradients: Packed, momentum: Packed, square: Packed, beta1: Float[Array, ""], count: Int[Array, ""]
+) -> tuple[Packed, Packed, Packed]:
+    """Both running means after this gradient, and Adam's direction. Kingma & Ba, 2014, arXiv:1412.6980."""
+    beta2, epsilon = 0.999, 1e-8
+    momentum = optax.tree.update_moment(gradients, momentum, beta1, 1)
+    square = optax.tree.update_moment_per_elem_norm(gradients, square, beta2, 2)
+    mean = optax.tree.bias_correction(momentum, beta1, count)
+    mean_square = optax.tree.bias_correction(square, beta2, count)
+    return momentum, square, jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mean, mean_square)
 
 
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+def _muon(gradients: Packed, momentum: Packed, count: Int[Array, ""]) -> tuple[Array, Array]:
+    """The kernels' running mean after this gradient, and Muon's direction: with Nesterov's momentum, as in Optax.
+
+    An orthogonal matrix of r rows and c columns has a root mean square of max(r, c)^-1/2; that becomes a half.
+    """
+    beta, gradient = 0.95, gradients.kernels
+    mean = optax.tree.update_moment(gradient, momentum.kernels, beta, 1)
+    ahead = optax.tree.bias_correction(mean, beta, count + 1)
+    ahead = beta * ahead + (1 - beta) * optax.tree.bias_correction(gradient, beta, count)
+    scale = jnp.array([0.5 * max(sides) ** 0.5 for sides in gradients.like.matrices], gradient.dtype)
+    return mean, _orthogonal(ahead) * scale[:, None, None]
 
 
-def _as_matrices(kernels: Any) -> Any:
-    """How Muon sees kernels as matrices: height, width and inputs are the rows, outputs the columns."""
-    axes = MuonDimensionNumbers((0, 1, 2), 3)
-    return jax.tree.map(lambda x: x if _is_masked(x) else axes, kernels, is_leaf=_is_masked)
+def _orthogonal(matrices: Float[Array, "n rows columns"]) -> Float[Array, "n rows columns"]:
+    """Almost the orthogonal matrix nearest to each: five Newton-Schulz iterations with Muon's coefficients.
 
-
-def _scale_to_rms_of_half(kernels: Any, params: Any) -> Any:
-    """Scale each update: an orthogonal matrix of r rows and c columns has a root mean square of max(r, c)^-1/2."""
-    return jax.tree.map(lambda x: x * 0.5 * max(x.size // x.shape[-1], x.shape[-1]) ** 0.5, kernels)
+    All at once: one by one they would be 150 products. Zeros that fill a matrix up stay zeros.
+    """
+    x = matrices.swapaxes(1, 2)  # the shorter side first: the Gram matrix is the smaller one
+    x = x / (jnp.sqrt(jnp.square(x).sum((1, 2), keepdims=True)) + 1e-8)
+    for _ in range(5):
+        gram = x @ x.swapaxes(1, 2)
+        x = (3.4445 * jnp.eye(x.shape[1], dtype=x.dtype) - 4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    return x.swapaxes(1, 2)

@@ -15,43 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from mnist_flax.augment import Augmentation, draw_transforms, warp
-from mnist_flax.data import Examples, Normalization
+from mnist_flax.data import SIDE, Examples, Normalization, from_rows
+from mnist_flax.packed import global_norm, pack, unpack
+from mnist_flax.state import Totals, TrainState
 
 REPLICA, DATA = "replica", "data"  # the mesh's axes
-
-
-class TrainState(struct.PyTreeNode):
-    """All that changes in training; outside the tree, the two functions that change it."""
-
-    step: Int[Any, "*replicas"]
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    key: Key[Any, "*replicas"]
-    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
-    tx: optax.GradientTransformation = struct.field(pytree_node=False)
-
-    @classmethod
-    def create(
-        cls,
-        variables: dict[str, Any],
-        key: Key[Array, ""],
-        apply_fn: Callable[..., Any],
-        tx: optax.GradientTransformation,
-    ) -> "TrainState":
-        """The state before the first step."""
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        return cls(jnp.int32(0), params, batch_stats, tx.init(params), key, apply_fn, tx)
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What `apply_fn` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Batch(NamedTuple):
@@ -82,39 +54,6 @@ class StepOptions:
         return jnp.clip(left, 0, 1) if self.fade else jnp.float32(1)
 
 
-class Totals(NamedTuple):
-    """Running sums over an epoch's steps, and the last step's own figures."""
-
-    loss: Float[Array, "*replicas"]
-    correct: Int[Array, "*replicas"]
-    grad_norm: Float[Array, "*replicas"]
-    steps: Int[Array, "*replicas"]
-    last_loss: Float[Array, "*replicas"]
-    last_grad_norm: Float[Array, "*replicas"]
-
-    @classmethod
-    def zero(cls) -> "Totals":
-        """Before the first step."""
-        f, i = jnp.float32, jnp.int32
-        return cls(f(0), i(0), f(0), i(0), f(0), f(0))
-
-    def add(self, metrics: dict[str, Array]) -> "Totals":
-        """After one more step."""
-        return Totals(
-            self.loss + metrics["loss"],
-            self.correct + metrics["correct"],
-            self.grad_norm + metrics["grad_norm"],
-            self.steps + 1,
-            metrics["loss"],
-            metrics["grad_norm"],
-        )
-
-    @property
-    def finite(self) -> Bool[Any, "*replicas"]:
-        """Whether the last step's loss and gradient are finite."""
-        return jnp.isfinite(self.last_loss + self.last_grad_norm)
-
-
 def train_step(
     state: TrainState, batch: Batch, *, label_smoothing: float, axis_name: str | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -123,6 +62,15 @@ def train_step(
     `batch` is this device's share; with `axis_name` gradients, BatchNorm statistics and metrics are those of the whole
     batch. Metrics: mean `loss`, number `correct`, `grad_norm` before clipping.
     """
+    packed = state.replace(params=pack(state.params))
+    packed, metrics = _packed_step(packed, batch, label_smoothing=label_smoothing, axis_name=axis_name)
+    return packed.replace(params=unpack(packed.params)), metrics
+
+
+def _packed_step(
+    state: TrainState, batch: Batch, *, label_smoothing: float, axis_name: str | None
+) -> tuple[TrainState, dict[str, Array]]:
+    """`train_step` of a state whose parameters are packed."""
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -130,13 +78,14 @@ def train_step(
         targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updates["batch_stats"])
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(unpack(state.params))
     correct = (logits.argmax(-1) == batch.labels).sum(dtype=jnp.int32)
     if axis_name is not None:
-        loss, grads = lax.pmean((loss, grads), axis_name)
-        correct = lax.psum(correct, axis_name)
-    metrics = {"loss": loss, "correct": correct, "grad_norm": optax.tree.norm(grads)}
-    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+        loss, grads, correct = lax.psum((loss, grads, correct), axis_name)
+    num_shares = 1 if axis_name is None else lax.axis_size(axis_name)
+    loss, gradients = jax.tree.map(lambda x: x / num_shares, (loss, pack(grads)))
+    metrics = {"loss": loss, "correct": correct, "grad_norm": global_norm(gradients)}
+    updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
 
@@ -173,7 +122,8 @@ def next_batch(
 ) -> Batch:
     """The images `first` to `first + size` of the batch for the state's next step, augmented and normalised.
 
-    The last batch of an epoch is filled up from the epoch's start: every image is seen and every batch is full.
+    `examples` are `in_rows`. The last batch of an epoch is filled up from the epoch's start: every image is seen and
+    every batch is full.
     """
     num_examples = examples.labels.shape[0]
     steps_per_epoch = -(-num_examples // options.batch_size)
@@ -181,9 +131,9 @@ def next_batch(
     chosen = order[position % num_examples]
     # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
     _, warp_key = jax.random.split(state.key)
-    key, side = jax.random.fold_in(warp_key, state.step), examples.images.shape[1]
+    key, side = jax.random.fold_in(warp_key, state.step), SIDE
     transforms = draw_transforms(key, options.batch_size, side, options.augmentation, options.strength(state.step))
-    images = warp(examples.images[chosen], lax.dynamic_slice_in_dim(transforms, first, size))
+    images = warp(from_rows(examples.images[chosen], side), lax.dynamic_slice_in_dim(transforms, first, size))
     return Batch(options.normalization(images), examples.labels[chosen])
 
 
@@ -211,11 +161,12 @@ def train_steps(
     def advance(carry: tuple[TrainState, Totals, Array]) -> tuple[TrainState, Totals, Array]:
         state, totals, done = carry
         batch = next_batch(state, order, first, share, examples=examples, options=options)
-        state, metrics = train_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
+        state, metrics = _packed_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
         return state, totals.add(metrics), done + 1
 
-    state, totals, _ = lax.while_loop(unfinished, advance, (state, totals, jnp.int32(0)))
-    return state, totals
+    packed = state.replace(params=pack(state.params))
+    packed, totals, _ = lax.while_loop(unfinished, advance, (packed, totals, jnp.int32(0)))
+    return packed.replace(params=unpack(packed.params)), totals
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """Images with their labels, how they are normalised, and a fixed choice among them."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,28 @@ class Normalization(NamedTuple):
     def __call__(self, images: Any) -> Any:
         """`(..., 28, 28)` images in 0..255 as network input `(..., 28, 28, 1)`."""
         return (images * (1 / (255 * self.std)) - self.mean / self.std)[..., None]
+
+
+LANES = 128  # a TPU's registers are so many numbers wide
+
+
+def in_rows(examples: Examples) -> Examples:
+    """`examples`, or their shapes, with each image a row of its pixels, filled up with zeros to a multiple of `LANES`.
+
+    A TPU keeps an array of small images, or of rows that do not fill its lanes, with the images along the lanes. To
+    pick some of them it then has to read, or to copy, all of them.
+    """
+    images, (num_images, *sides) = examples.images, examples.images.shape
+    length = -(-math.prod(sides) // LANES) * LANES
+    if not isinstance(images, np.ndarray):  # but a jax.ShapeDtypeStruct
+        return examples._replace(images=type(images)((num_images, length), images.dtype))
+    rows = images.reshape(num_images, -1)
+    return examples._replace(images=np.pad(rows, ((0, 0), (0, length - rows.shape[1]))))
+
+
+def from_rows(rows: UInt8[Any, "n length"], side: int) -> UInt8[Any, "n side side"]:
+    """The images in such rows."""
+    return rows[:, : side**2].reshape(-1, side, side)
 
 
 def stratified_choice(labels: Int[np.ndarray, " n"], size: int, seed: int) -> Shaped[np.ndarray, " n"]:

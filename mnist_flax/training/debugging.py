@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from mnist_flax.data import Examples
+from mnist_flax.data import Examples, in_rows
 from mnist_flax.model import MNISTNet
 from mnist_flax.step import StepOptions, Totals, TrainState, next_batch, train_step
 from mnist_flax.training.checkpoint import resumable
@@ -70,7 +70,7 @@ def nonfinite_operation(
     None if the step stays finite that way: a sum over a whole batch on one device rounds differently from a sum of
     partial sums on many.
     """
-    batch = next_batch(state, order, 0, options.batch_size, examples=examples, options=options)
+    batch = next_batch(state, order, 0, options.batch_size, examples=in_rows(examples), options=options)
     package = Path(__file__).parents[1]
     with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
         try:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import Config
-from mnist_flax.data import Examples, Normalization
+from mnist_flax.data import Examples, Normalization, in_rows
 from mnist_flax.kernels import Kernels
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
@@ -104,7 +104,7 @@ class TrainingProgram:
         num_examples = examples.labels.shape[0]
         self.mesh, self.steps_per_epoch = mesh, -(-num_examples // options.batch_size)
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
-        self._examples: Examples = place(examples, mesh)
+        self._examples: Examples = place(in_rows(examples), mesh)
         each = functools.partial(each_replica, in_turns=in_turns(mesh))
         ordered = functools.partial(epoch_order, num_examples=num_examples, steps_per_epoch=self.steps_per_epoch)
         self.order: Any = compile_per_device(functools.partial(each, ordered), mesh, BY_REPLICA, BY_REPLICA)
@@ -164,7 +164,7 @@ class EvaluationProgram:
     def __init__(self, mesh: Mesh, normalization: Normalization, kernels: Kernels = "xla") -> None:
         self._mesh = mesh
         apply = MNISTNet(kernels=kernels).apply
-        self._evaluate = compile_per_device(
+        self._evaluate: Any = compile_per_device(
             functools.partial(evaluate, apply_fn=apply, normalization=normalization, in_turns=in_turns(mesh)),
             mesh,
             (BY_REPLICA, BY_EXAMPLE),
