@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from benchmarks import accelerators
 from benchmarks.suite import SUITE, Benchmark, why_skipped
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
@@ -193,7 +194,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         UserError: they ask for what cannot be measured.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(SUITE)}; default: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"one of {', '.join(SUITE)}; default: all. `accelerators`, alone, has options of its own",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each implementation (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw `scaling` (PNG, SVG or PDF)")
@@ -216,7 +222,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "accelerators":
+        accelerators.main(arguments[1:])
+        return
+    options = parse(arguments)
     facts = machine()
     print("\n".join(f"{key:<12}{value}" for key, value in facts.items()))
     print(f"{'rounds':<12}{options.rounds}, the implementations taking turns")

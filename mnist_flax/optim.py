@@ -85,7 +85,7 @@ def make_optimizer(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return OptimizerState(jnp.int32(0), zeros, zeros.replace(kernels=None) if by_muon else zeros)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, OptimizerState]:
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         norm = global_norm(gradients)
         gradients = jax.tree.map(lambda g: jnp.where(norm < clip_norm, g, g / norm * clip_norm), gradients)
         rate, count = learning_rate(state.count), state.count + 1

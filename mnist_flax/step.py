@@ -85,8 +85,9 @@ def _packed_step(
     num_shares = 1 if axis_name is None else lax.axis_size(axis_name)
     loss, gradients = jax.tree.map(lambda x: x / num_shares, (loss, pack(grads)))
     metrics = {"loss": loss, "correct": correct, "grad_norm": global_norm(gradients)}
-    updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
 
 
@@ -160,7 +161,8 @@ def train_steps(
 
     def advance(carry: tuple[TrainState, Totals, Array]) -> tuple[TrainState, Totals, Array]:
         state, totals, done = carry
-        batch = next_batch(state, order, first, share, examples=examples, options=options)
+        with jax.named_scope("augmentation"):
+            batch = next_batch(state, order, first, share, examples=examples, options=options)
         state, metrics = _packed_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
         return state, totals.add(metrics), done + 1
 

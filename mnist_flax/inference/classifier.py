@@ -61,7 +61,7 @@ class Classifier:
         """Natural logarithms of the probabilities that `predict` returns."""
         # Fewer images at a time with shifts, so that they take about the same memory.
         batch = -(-BATCH // (2 * shifts + 1) ** 2)
-        compiled = functools.partial(_compiled_log_probabilities(self.normalization), self._placed, self.temperature)
+        compiled = functools.partial(compiled_log_probabilities(self.normalization), self._placed, self.temperature)
         return _in_batches(functools.partial(compiled, shifts=shifts), images, batch)
 
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
@@ -91,7 +91,9 @@ class Classifier:
 
 # Networks of one normalisation, such as a run's seeds, share their compiled programs.
 @functools.cache
-def _compiled_log_probabilities(normalization: Normalization) -> Any:
+def compiled_log_probabilities(normalization: Normalization, platform: str | None = None) -> Any:
+    """The program behind `Classifier.predict`; `platform` as in `compile_for_one_device`."""
+
     def log_probabilities(variables: Any, temperature: Float[Array, ""], images: Array, *, shifts: int) -> Array:
         steps = range(-shifts, shifts + 1)
         moved = jnp.concatenate([_shift(images, down, right) for down in steps for right in steps])
@@ -99,7 +101,7 @@ def _compiled_log_probabilities(normalization: Normalization) -> Any:
         each = jax.nn.log_softmax(logits / temperature).reshape(len(steps) ** 2, *images.shape[:1], -1)
         return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
-    return compile_for_one_device(log_probabilities, static_argnames="shifts")
+    return compile_for_one_device(log_probabilities, platform=platform, static_argnames="shifts")
 
 
 @functools.cache

@@ -133,9 +133,9 @@ def compile_per_device(
     return jax.jit(mapped, donate_argnums=donate, compiler_options=compiler_options(platform_of(mesh), kernels))
 
 
-def compile_for_one_device(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jit` a function for the device that JAX uses by default."""
-    return jax.jit(function, compiler_options=compiler_options(jax.devices()[0].platform), **options)
+def compile_for_one_device(function: Callable[..., Any], *, platform: str | None = None, **options: Any) -> Any:
+    """`jit` a function for one device of a platform, by default that of the device that JAX uses by default."""
+    return jax.jit(function, compiler_options=compiler_options(platform or jax.devices()[0].platform), **options)
 
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"

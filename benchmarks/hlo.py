@@ -1,0 +1,106 @@
+"""What a compiled program's text (HLO) says: which kernels a step launches, for what, and what devices exchange."""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+_NO_WORK = {"get-tuple-element", "tuple", "parameter", "bitcast", "constant", "after-all", "while", "copy-done"}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+_COLLECTIVES = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?"
+
+
+class Instruction(NamedTuple):
+    """One instruction: its name and result, the operation, the JAX operation that it comes from, and the whole line."""
+
+    name: str
+    shape: str
+    operation: str
+    source: str
+    line: str
+
+
+def instructions_of(text: str) -> list[Instruction]:
+    """The instructions that a step runs: those of the loop's body if there is a loop, else of the whole program."""
+    computations: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        if line and not line.startswith((" ", "}", "HloModule")) and line.endswith("{"):
+            name = line.split()[1 if line.startswith("ENTRY") else 0].lstrip("%")
+            current = computations.setdefault("ENTRY" if line.startswith("ENTRY") else name, [])
+        elif line.startswith("  "):
+            current.append(line.strip())
+    bodies = re.findall(r" while\(.*?body=%?([\w.\-]+)", "\n".join(computations["ENTRY"]))
+    parsed = []
+    for line in computations[bodies[0] if bodies else "ENTRY"]:
+        if found := re.match(r"(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(", line):
+            source = re.search(r'op_name="([^"]*)"', line)
+            parsed.append(Instruction(*found.groups(), source.group(1) if source else "", line))
+    return parsed
+
+
+def part_of(instruction: Instruction) -> str:
+    """The part of a step that an instruction belongs to."""
+    source = instruction.source
+    if not source:
+        return "unnamed"
+    for sign, part in (("augmentation", "augmentation"), ("transpose(", "backward"), ("jvp(", "forward")):
+        if sign in source:
+            return part
+    if "optimizer" in source:
+        return "optimizer"
+    return "forward" if "MNISTNet" in source else "bookkeeping"
+
+
+def kind_of(instruction: Instruction) -> str:
+    """The kind of kernel that an instruction is on a GPU."""
+    target = re.search(r'custom_call_target="([^"]+)"', instruction.line)
+    if target:
+        return "convolution" if "conv" in target.group(1) else target.group(1).strip("_")
+    if instruction.operation == "fusion":
+        kind = re.search(r"kind=k(\w+)", instruction.line)
+        names = {"Input": "reduction", "Loop": "elementwise"}
+        if "gemm" in instruction.name:
+            return "matrix product"
+        return names.get(kind.group(1) if kind else "", "other fusion")
+    return instruction.operation
+
+
+def kernels(text: str) -> list[Instruction]:
+    """What a GPU launches in a step."""
+    return [instruction for instruction in instructions_of(text) if instruction.operation not in _NO_WORK]
+
+
+def counts(names: list[str]) -> dict[str, int]:
+    """How often each occurs, the most frequent first."""
+    return dict(collections.Counter(names).most_common())
+
+
+def convolution_algorithms(text: str) -> dict[str, int]:
+    """How many of a step's convolutions use which algorithm of cuDNN; -1: it is chosen when the program is loaded."""
+    lines = "\n".join(instruction.line for instruction in kernels(text) if kind_of(instruction) == "convolution")
+    return counts(re.findall(r'"algo_id":"?(-?\d+)', lines))
+
+
+def collectives(text: str) -> tuple[int, int]:
+    """How many a step has, and the bytes of their results on one device."""
+    found = [i for i in instructions_of(text) if re.fullmatch(_COLLECTIVES, i.operation)]
+    return len(found), sum(_size(i.shape) for i in found)
+
+
+def pixel_gathers(text: str) -> int:
+    """How many gathers of the whole program read slices of one element."""
+    sizes = re.findall(r" gather\(.*?slice_sizes=\{([\d,]*)\}", text)
+    large = [size for size in sizes if math.prod(int(n) for n in size.split(",")) == 1]
+    return len(large)
+
+
+def cycles(text: str) -> int:
+    """The sum of the cycles that a TPU's compiler writes beside a step's instructions."""
+    lines = "\n".join(instruction.line for instruction in instructions_of(text))
+    return sum(int(number) for number in re.findall(r'"estimated_cycles":"(\d+)"', lines))
+
+
+def _size(shape: str) -> int:
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    return sum(_BYTES.get(kind, 4) * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in arrays)
