@@ -85,20 +85,18 @@ def make_optimizer(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return OptimizerState(jnp.int32(0), zeros, zeros.replace(kernels=None) if by_muon else zeros)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        norm = global_norm(gradients)
-        gradients = jax.tree.map(lambda g: jnp.where(norm < clip_norm, g, g / norm * clip_norm), gradients)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        norm = global_norm(updates)
+        gradients = jax.tree.map(lambda g: jnp.where(norm < clip_norm, g, g / norm * clip_norm), updates)
         rate, count = learning_rate(state.count), state.count + 1
-        kernels = None
+        own, decay = (gradients.replace(kernels=None), 0.0) if by_muon else (gradients, weight_decay)
+        momentum = state.momentum.replace(kernels=None) if by_muon else state.momentum
+        momentum, square, direction = _adam(own, momentum, state.square, beta1(state.count), count)
         if by_muon:
-            momentum, kernels = _muon(gradients, state.momentum, count)
-            kernels = -rate * (kernels + weight_decay * params.kernels)
-            gradients, before = gradients.replace(kernels=None), state.momentum.replace(kernels=None)
-            after, square, updates = _adam(gradients, before, state.square, beta1(state.count), count)
-            updates = jax.tree.map(lambda u: -rate * u, updates)
-            return updates.replace(kernels=kernels), OptimizerState(count, after.replace(kernels=momentum), square)
-        momentum, square, updates = _adam(gradients, state.momentum, state.square, beta1(state.count), count)
-        updates = jax.tree.map(lambda u, p: -rate * (u + weight_decay * p), updates, params)
+            mean, kernels = _muon(gradients, state.momentum, count)
+            kernels = kernels + weight_decay * params.kernels
+            momentum, direction = momentum.replace(kernels=mean), direction.replace(kernels=kernels)
+        updates = jax.tree.map(lambda d, p: -rate * (d + decay * p), direction, params)
         return updates, OptimizerState(count, momentum, square)
 
     return optax.GradientTransformation(init, update)
@@ -129,14 +127,14 @@ def _muon(gradients: Packed, momentum: Packed, count: Int[Array, ""]) -> tuple[A
     return mean, _orthogonal(ahead) * scale[:, None, None]
 
 
-def _orthogonal(matrices: Float[Array, "n rows columns"]) -> Float[Array, "n rows columns"]:
+def _orthogonal(x: Float[Array, "n rows columns"]) -> Float[Array, "n rows columns"]:
     """Almost the orthogonal matrix nearest to each: five Newton-Schulz iterations with Muon's coefficients.
 
-    All at once: one by one they would be 150 products. Zeros that fill a matrix up stay zeros.
+    All at once: one by one they would be 150 products. Zeros that fill a matrix up stay zeros. The Gram matrix is that
+    of the rows, which are the fewer.
     """
-    x = matrices.swapaxes(1, 2)  # the shorter side first: the Gram matrix is the smaller one
     x = x / (jnp.sqrt(jnp.square(x).sum((1, 2), keepdims=True)) + 1e-8)
     for _ in range(5):
         gram = x @ x.swapaxes(1, 2)
         x = (3.4445 * jnp.eye(x.shape[1], dtype=x.dtype) - 4.7750 * gram + 2.0315 * (gram @ gram)) @ x
-    return x.swapaxes(1, 2)
+    return x

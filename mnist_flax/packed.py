@@ -14,7 +14,7 @@ class Packed(struct.PyTreeNode):
     """Parameters, or their gradients, as two arrays.
 
     Attributes:
-        kernels: the blocks' convolution kernels as matrices, inputs by outputs, filled up with zeros to one size.
+        kernels: the blocks' convolution kernels as matrices, outputs by inputs, filled up with zeros to one size.
         rest: all other parameters, one after the other.
         like: the tree that they were, of shapes.
     """
@@ -38,7 +38,7 @@ class Shapes(NamedTuple):
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """Rows and columns of each of those kernels as a matrix."""
+        """Inputs and outputs of each of those kernels as a matrix."""
         chosen = itertools.compress(self.shapes, self.are_kernels)
         return [(math.prod(shape[:-1]), shape[-1]) for shape in chosen]
 
@@ -48,11 +48,11 @@ def pack(params: Any) -> Packed:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths, arrays = zip(*leaves, strict=True)
     like = Shapes(paths, tuple(x.shape for x in arrays), structure)
-    rows, columns = (max((sides[axis] for sides in like.matrices), default=0) for axis in (0, 1))
+    rows, columns = (max((sides[axis] for sides in like.matrices), default=0) for axis in (1, 0))
     kernels, rest = [], []
     for x, is_kernel in zip(arrays, like.are_kernels, strict=True):
         if is_kernel:
-            matrix = x.reshape(-1, x.shape[-1])
+            matrix = x.reshape(-1, x.shape[-1]).T
             kernels.append(jnp.pad(matrix, ((0, rows - matrix.shape[0]), (0, columns - matrix.shape[1]))))
         else:
             rest.append(x.ravel())
@@ -66,7 +66,7 @@ def unpack(packed: Packed) -> Any:
     for shape, is_kernel in zip(like.shapes, like.are_kernels, strict=True):
         size = math.prod(shape)
         if is_kernel:
-            leaves.append(next(kernels)[: size // shape[-1], : shape[-1]].reshape(shape))
+            leaves.append(next(kernels)[: shape[-1], : size // shape[-1]].T.reshape(shape))
         else:
             leaves.append(packed.rest[start : start + size].reshape(shape))
             start += size

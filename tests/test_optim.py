@@ -39,7 +39,7 @@ def update(optimizer, gradient, params):
 def test_packing_keeps_every_number():
     params = parameters()
     packed = pack(params)
-    assert packed.kernels.shape == (8, 144, 20)
+    assert packed.kernels.shape == (8, 20, 144)
     assert packed.rest.size == 12_534 - sum(rows * columns for rows, columns in packed.like.matrices)
     jax.tree.map(np.testing.assert_array_equal, unpack(packed), params)
     expected = np.linalg.norm(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)]))
