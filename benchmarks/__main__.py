@@ -193,6 +193,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: they ask for what cannot be measured.
     """
+    if arguments and arguments[0] == "accelerators":
+        return accelerators.parse(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
     parser.add_argument(
         "names",
@@ -222,11 +224,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] == "accelerators":
-        accelerators.main(arguments[1:])
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if "targets" in options:
+        accelerators.run(options)
         return
-    options = parse(arguments)
     facts = machine()
     print("\n".join(f"{key:<12}{value}" for key, value in facts.items()))
     print(f"{'rounds':<12}{options.rounds}, the implementations taking turns")

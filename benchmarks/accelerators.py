@@ -74,8 +74,8 @@ def mesh_for(devices: Sequence[Any], num_replicas: int) -> Any:
     return Mesh(np.array(devices).reshape(side, -1), (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def lower(program: str, mesh: Any, config: Any, num_replicas: int) -> Any:
-    """Lower one of `PROGRAMS` for a mesh, from shapes alone."""
+def trace(program: str, mesh: Any, config: Any, num_replicas: int) -> Any:
+    """Trace one of `PROGRAMS` for a mesh, from shapes alone: `lower()` and `compile()` come next."""
     import jax
     import numpy as np
 
@@ -99,18 +99,18 @@ def lower(program: str, mesh: Any, config: Any, num_replicas: int) -> Any:
     if program == "training":
         total_steps = 10 * -(-NUM_TRAIN // size)
         training = TrainingProgram(mesh, step_options(config, normalization, total_steps), examples(NUM_TRAIN))
-        return training.lower(shapes_of_states(num_replicas, mesh, config, total_steps))
+        return training.trace(shapes_of_states(num_replicas, mesh, config, total_steps))
     if program == "evaluation":
         state = shapes_of_states(num_replicas, mesh, config, 1)
         shares = mesh.devices.shape[1]
         size = -(-EVALUATION_BATCH // shares) * shares
         batches = place(examples(-(-NUM_TEST // size), size), mesh, BY_EXAMPLE)
-        return EvaluationProgram(mesh, normalization).lower(state.variables, batches)
+        return EvaluationProgram(mesh, normalization).trace(state.variables, batches)
     one = mesh_for(mesh.devices.flat[:1], 1)
     variables, temperature, images = place(
         (variable_shapes(), jax.ShapeDtypeStruct((), np.float32), examples(size).images), one
     )
-    return compiled_log_probabilities(normalization, platform_of(mesh)).lower(variables, temperature, images, shifts=0)
+    return compiled_log_probabilities(normalization, platform_of(mesh)).trace(variables, temperature, images, shifts=0)
 
 
 def figures_of(lowered: Any, platform: str, save: Callable[[str], Any]) -> dict[str, Any]:
@@ -124,7 +124,8 @@ def figures_of(lowered: Any, platform: str, save: Callable[[str], Any]) -> dict[
     figures["collectives"], figures["collective bytes"] = hlo.collectives(text)
     if platform == "tpu":
         cost = compiled.cost_analysis()
-        figures["ms"] = round(1e3 * cost["optimal_seconds"], 4)
+        # Of some large programs the compiler's time is negative: it has none for one of their operations.
+        figures["ms"] = round(1e3 * cost["optimal_seconds"], 4) if cost["optimal_seconds"] > 0 else "–"
         figures["cycles"] = hlo.cycles(text)
         figures["Mflop"] = round(cost["flops"] / 1e6, 1)
         figures["MB accessed"] = round(cost["bytes accessed"] / 1e6, 1)
@@ -166,11 +167,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The command line."""
-    options = parse(arguments)
+def run(options: argparse.Namespace) -> None:
+    """Compile what the options ask for, and print it."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; an accelerator that is there is left alone
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this is no TPU VM: do not ask its metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # by default one process on a machine locks libtpu
     import jax
 
     from mnist_flax.config import Config
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str]) -> None:
                 continue
             head = {"target": target, "program": program, "replicas": num_replicas, "batch": size}
             head |= {"batch": 250} if program == "evaluation" else {}
-            lowered = lower(program, mesh, dataclasses.replace(config, batch_size=size), num_replicas)
+            lowered = trace(program, mesh, dataclasses.replace(config, batch_size=size), num_replicas).lower()
             file = options.text and options.text / f"{name.replace(':', '-').replace(' ', '-')}.txt"
             platform = devices[0].platform
             figures = figures_of(lowered, platform, lambda text, file=file: file and file.write_text(text))

@@ -80,6 +80,18 @@ def describe(mesh: Mesh) -> str:
     return f"{mesh.size} x {device.device_kind}" + (f" ({num_cores()} cores)" if platform_of(mesh) == "cpu" else "")
 
 
+def resources(mesh: Mesh) -> str:
+    """An accelerator's memory and the precision of its products, such as "80 GB each, float32 products in TF32"."""
+    platform, device = platform_of(mesh), mesh.devices.flat[0]
+    if platform == "cpu":
+        return ""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    usual = {"tpu": "one pass of bfloat16", "gpu": "TF32, where the card has it"}.get(platform, "its default precision")
+    memory = f"{limit / 1e9:.0f} GB each to use, " if limit else ""
+    return f"{memory}float32 products in {chosen or usual}"
+
+
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:
     """Every array on the mesh's devices, whole or as `spec` splits it. A shape stays one, and says where it lies."""
     sharding = NamedSharding(mesh, spec)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from mnist_flax.model import count_parameters
-from mnist_flax.training.mesh import describe
+from mnist_flax.training.mesh import describe, resources
 from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.selection import Row
 
@@ -26,6 +26,7 @@ def opening(run: Run, progress: Progress) -> list[str]:
         *([f"Training on 'digits', not on MNIST: {dataset.note}"] if dataset.note else []),
         f"{dataset.name}: {splits}",
         f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.name]}",
+        *([f"Accelerators: {resources(run.mesh)}"] if resources(run.mesh) else []),
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epochs of {run.steps_per_epoch:,} steps of {config.batch_size} images, into {config.workdir}",
     ]

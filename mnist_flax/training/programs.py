@@ -119,17 +119,17 @@ class TrainingProgram:
         results = BY_REPLICA, BY_REPLICA
         self.steps: Any = compile_per_device(train_replicas, mesh, specs, results, donate=(0, 1), kernels=kernels)
 
-    def lower(self, state: TrainState) -> Any:
-        """Lower for states, or shapes of states, such as this one."""
-        totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(state.step.shape, x.dtype), jax.eval_shape(Totals.zero))
-        num_steps = jax.ShapeDtypeStruct(state.step.shape, np.int32)
-        order = jax.eval_shape(self.order, state)
-        shapes = place((totals, order, num_steps), self.mesh, BY_REPLICA)
-        return self.steps.lower(state, *shapes, self._examples)
+    def trace(self, state: TrainState) -> Any:
+        """Trace, for states, or shapes of states, such as this one: `lower()` and `compile()` come next."""
+        replicas = state.step.shape
+        totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(replicas, x.dtype), jax.eval_shape(Totals.zero))
+        order = jax.ShapeDtypeStruct((*replicas, *self._examples.labels.shape), np.int32)
+        shapes = place((totals, order, jax.ShapeDtypeStruct(replicas, np.int32)), self.mesh, BY_REPLICA)
+        return self.steps.trace(state, *shapes, self._examples)
 
     def compile(self, state: TrainState) -> None:
         """Compile ahead of the first call."""
-        self.steps = self.lower(state).compile()
+        self.steps = self.trace(state).lower().compile()
 
     def __call__(
         self,
@@ -176,9 +176,9 @@ class EvaluationProgram:
         """A split on the mesh, as a call takes it."""
         return split_batches(examples, EVALUATION_BATCH, self._mesh)
 
-    def lower(self, variables: Any, batches: Examples) -> Any:
-        """Lower for such arguments, or shapes of them."""
-        return self._evaluate.lower(variables, batches)
+    def trace(self, variables: Any, batches: Examples) -> Any:
+        """Trace, for such arguments, or shapes of them."""
+        return self._evaluate.trace(variables, batches)
 
     def __call__(self, variables: Any, batches: Examples) -> Figures:
         """Evaluate `variables`, whose arrays have a leading axis of replicas."""
