@@ -220,6 +220,8 @@ def _explained(what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         known = next((text for text in map(os.strerror, _KNOWN) if text in reason), None)
+        if "tree structures do not match" in reason:
+            known = "another version of mnist_flax wrote it; use that one, or train anew with --overwrite"
         raise UserError(f"{what}: {known or reason[:300]}") from error
     finally:
         logger.setLevel(level)

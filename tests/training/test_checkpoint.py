@@ -54,6 +54,14 @@ def test_the_newest_two_are_kept(tmp_path):
     assert restored(tmp_path) == 20
 
 
+def test_what_another_version_wrote_is_said(two):
+    with (
+        contextlib.closing(Checkpoints(two)) as checkpoints,
+        pytest.raises(UserError, match="another version of mnist_flax wrote it"),
+    ):
+        checkpoints.restore({"weights": [STATE["weights"]], "key": STATE["key"]})
+
+
 DAMAGE = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
