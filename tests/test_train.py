@@ -155,7 +155,9 @@ def test_locked_left_at_once_and_damaged(finished, tmp_path):
     arguments = [*DIGITS, "--epochs", 6, "--checkpoint-every-seconds", 0.1, "--workdir", workdir]
     process = start(*arguments)
     wait_for_rows(process, workdir, 2)
+    process.send_signal(signal.SIGSTOP)  # it would end before another process has started
     assert "is in use by another process" in refused(*arguments, "--overwrite")
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     time.sleep(0.005)
     process.send_signal(signal.SIGINT)
@@ -278,7 +280,7 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path):
     assert "gradient norm nan in step 1 of seed 0 (epoch 1, learning rate 5.7" in message
     assert "lower --max-lr" in message
     assert (
-        "invalid value (inf) encountered in mul: `return jnp.stack([per_channel(x), per_channel(x * x)])` (ops.py:"
+        "invalid value (inf) encountered in mul: `return jnp.stack([_per_channel(x), _per_channel(x * x)])` (ops.py:"
         in message
     )
     assert '`x: Any = block("block1", 8)(images, train=train)' in message
