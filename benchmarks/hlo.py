@@ -91,8 +91,7 @@ def collectives(text: str) -> tuple[int, int]:
 def pixel_gathers(text: str) -> int:
     """How many gathers of the whole program read slices of one element."""
     sizes = re.findall(r" gather\(.*?slice_sizes=\{([\d,]*)\}", text)
-    large = [size for size in sizes if math.prod(int(n) for n in size.split(",")) == 1]
-    return len(large)
+    return sum(math.prod(map(int, size.split(","))) == 1 for size in sizes)
 
 
 def cycles(text: str) -> int:

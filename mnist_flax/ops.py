@@ -43,21 +43,20 @@ class Deferred(NamedTuple):
 
 def _activate(values: Float[Array, "n h w c"], factor: Float[Array, " c"], offset: Float[Array, " c"]) -> Array:
     """The ReLU of `factor * values + offset`."""
-
-    def plain(values: Array, factor: Array, offset: Array) -> Array:
-        return jax.nn.relu(factor * values + offset)
-
-    return lax.platform_dependent(values, factor, offset, cpu=plain, tpu=plain, default=_activate_by_rows)
+    plain, by_rows = _plain_activation, _activation_by_rows
+    return lax.platform_dependent(values, factor, offset, cpu=plain, tpu=plain, default=by_rows)
 
 
-@jax.custom_vjp
-def _activate_by_rows(values: Array, factor: Array, offset: Array) -> Array:
-    """`_activate`, with both gradients that are sums taken in one pass, as `_sums` takes its."""
+def _plain_activation(values: Array, factor: Array, offset: Array) -> Array:
     return jax.nn.relu(factor * values + offset)
 
 
+# With both gradients that are sums taken in one pass, by rows of pixels as in `_per_channel`.
+_activation_by_rows = jax.custom_vjp(_plain_activation)
+
+
 def _activate_fwd(values: Array, factor: Array, offset: Array) -> tuple[Array, Any]:
-    return _activate_by_rows(values, factor, offset), (values, factor, offset)
+    return _plain_activation(values, factor, offset), (values, factor, offset)
 
 
 def _activate_bwd(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array]:
@@ -69,7 +68,7 @@ def _activate_bwd(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array
     return factor * passed, d_factor, d_offset
 
 
-_activate_by_rows.defvjp(_activate_fwd, _activate_bwd)
+_activation_by_rows.defvjp(_activate_fwd, _activate_bwd)
 
 
 def computed(tree: Any) -> Any:

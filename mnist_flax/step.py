@@ -132,9 +132,9 @@ def next_batch(
     chosen = order[position % num_examples]
     # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
     _, warp_key = jax.random.split(state.key)
-    key, side = jax.random.fold_in(warp_key, state.step), SIDE
-    transforms = draw_transforms(key, options.batch_size, side, options.augmentation, options.strength(state.step))
-    images = warp(from_rows(examples.images[chosen], side), lax.dynamic_slice_in_dim(transforms, first, size))
+    key = jax.random.fold_in(warp_key, state.step)
+    transforms = draw_transforms(key, options.batch_size, SIDE, options.augmentation, options.strength(state.step))
+    images = warp(from_rows(examples.images[chosen], SIDE), lax.dynamic_slice_in_dim(transforms, first, size))
     return Batch(options.normalization(images), examples.labels[chosen])
 
 

@@ -428,11 +428,12 @@ void forward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const Kern
             totals = Vecs(size)](int64_t pack) mutable {
       const Vec* from = x + pack * in.whole();
       Vec* to = y + pack * out.whole();
+      const Vec mask = layer.mask(pack);
       rows.start_again();
       totals.clear();
       for (int64_t r = 0; r < out.height; ++r) {
-        rows.write_until(r + kernel.height, [&](int64_t row, Vec* to) { layer.before.apply(from, row, to); });
-        convolve(rows, r, kernel, layer.mask(pack), to + r * out.row(), totals.data());
+        rows.write_until(r + kernel.height, [&](int64_t row, Vec* at) { layer.before.apply(from, row, at); });
+        convolve(rows, r, kernel, mask, to + r * out.row(), totals.data());
       }
       totals.add_lanes(parts.data() + pack * size);
     };
@@ -524,7 +525,7 @@ std::optional<Layer> layer_of(int64_t images, Array x, Array scaling, Array k, P
   if (*std::min_element(pads.begin(), pads.end()) < 0) return {};
   if (std::max(pads[0], pads[1]) >= ks[0] || std::max(pads[2], pads[3]) >= ks[1]) return {};
   const float* factor = scaled ? scaling.typed_data() : nullptr;
-  const Before before{in, pooled, factor, factor + in.channels};
+  const Before before{in, pooled, factor, scaled ? factor + in.channels : nullptr};
   const Padding padding{pads[0], pads[1], pads[2], pads[3]};
   const Size whole = padding.around(before.out()), out{whole.height - ks[0] + 1, whole.width - ks[1] + 1, ks[3]};
   if (std::min(out.height, out.width) < 1 || !is_shape(sums, {2, out.channels})) return {};

@@ -22,11 +22,12 @@ def opening(run: Run, progress: Progress) -> list[str]:
         splits = f"{num_train:,} training, {num_test:,} test images; models are selected on the test set"
     seeds = f"seeds {run.seeds[0]} to {run.seeds[-1]}" if config.num_seeds > 1 else f"seed {config.seed}"
     num_params = count_parameters(progress.state.params) // config.num_seeds
+    accelerators = resources(run.mesh)
     return [
         *([f"Training on 'digits', not on MNIST: {dataset.note}"] if dataset.note else []),
         f"{dataset.name}: {splits}",
         f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.name]}",
-        *([f"Accelerators: {resources(run.mesh)}"] if resources(run.mesh) else []),
+        *([f"Accelerators: {accelerators}"] if accelerators else []),
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epochs of {run.steps_per_epoch:,} steps of {config.batch_size} images, into {config.workdir}",
     ]
