@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -86,6 +87,12 @@ def test_pytorch_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path):
     with torch.no_grad():
         logits = net(torch.from_numpy(np.array(network.normalization(images)[..., 0][:, None], np.float32)))
     np.testing.assert_array_equal(logits.numpy().argmax(-1), network.predict(images)[0])
+
+
+def test_what_stablehlo_needs_comes_with_the_package():
+    """The tests' own packages bring it too, so that only a plain installation would miss it."""
+    plain = [name for name in metadata.requires("mnist-flax") or [] if "extra ==" not in name]
+    assert any(name.startswith("flatbuffers") for name in plain)
 
 
 def test_stablehlo_runs_without_this_package(network, tmp_path):
