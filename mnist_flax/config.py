@@ -54,9 +54,6 @@ class Config:
     optimizer: Literal["adam", "muon"] = "muon"
     """Both with a one-cycle learning rate; Muon trains convolution kernels, and Adam the rest."""
 
-    weight_decay: float = 0.02
-    """Decoupled weight decay, times the learning rate; for Muon of the convolution kernels only."""
-
     rotation: float = 18.0
     """Augmentation: rotate by up to this many degrees either way."""
 
@@ -69,10 +66,10 @@ class Config:
     scale_max: float = 1.2
     """Augmentation: largest magnification."""
 
-    stretch: float = 0.15
+    stretch: float = 0.0
     """Augmentation: make higher and narrower, or the reverse, by up to this fraction."""
 
-    slant: float = 0.15
+    slant: float = 0.0
     """Augmentation: slant by up to this tangent either way."""
 
     augmentation_fade: float = 1.0
@@ -171,7 +168,6 @@ def validate(config: Config) -> None:
         ("stretch", 0 <= config.stretch < 1, "at least 0 and below 1"),
         ("slant", 0 <= config.slant <= 2, "between 0 and 2"),
         ("augmentation_fade", 0 <= config.augmentation_fade <= 1, "between 0 and 1 (a fraction of the run)"),
-        ("weight_decay", math.isfinite(config.weight_decay) and config.weight_decay >= 0, "0 or more"),
         ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("clip_norm", config.clip_norm > 0, "a positive number"),
         ("patience", config.patience is None or config.patience >= 0, "0 or more"),
@@ -192,9 +188,6 @@ PRESETS = {
         preset="reference",
         batch_size=124,
         optimizer="adam",
-        weight_decay=0.0,
-        stretch=0.0,
-        slant=0.0,
         augmentation_fade=0.0,
         val_size=0,
         target_accuracy=0.994,

@@ -66,38 +66,36 @@ class OptimizerState(NamedTuple):
 
 
 def make_optimizer(
-    name: str, total_steps: int, max_learning_rate: float, *, clip_norm: float, weight_decay: float = 0.0
+    name: str, total_steps: int, max_learning_rate: float, *, clip_norm: float
 ) -> optax.GradientTransformation:
     """Clip the gradient's global norm to `clip_norm`, then one of two optimizers under `one_cycle`; of `Packed` trees.
 
-    "adam" is AdamW (beta2 0.999, epsilon 1e-8), which without weight decay is Adam. "muon" trains the blocks'
-    convolution kernels by Muon with weight decay, and the rest by Adam without. Muon treats a kernel as a matrix of
-    inputs by outputs; its step is the orthogonal matrix nearest to the momentum, here scaled to a root mean square of
-    half the learning rate, so that one learning rate suits both. Weight decay is multiplied by the learning rate.
+    "adam" is Adam (beta2 0.999, epsilon 1e-8). "muon" trains the blocks' convolution kernels by Muon, and the rest by
+    Adam. Muon treats a kernel as a matrix of inputs by outputs; its step is the orthogonal matrix nearest to the
+    momentum, here scaled to a root mean square of half the learning rate, so that one learning rate suits both.
 
-    Loshchilov & Hutter, 2017, arXiv:1711.05101; Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu
-    et al., 2025, arXiv:2502.16982
+    Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu et al., 2025, arXiv:2502.16982
     """
     learning_rate, beta1 = one_cycle(total_steps, max_learning_rate)
-    by_muon = name == "muon"
+
+    def adams(tree: Packed) -> Packed:
+        return tree.replace(kernels=None) if name == "muon" else tree
 
     def init(params: Any) -> Any:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return OptimizerState(jnp.int32(0), zeros, zeros.replace(kernels=None) if by_muon else zeros)
+        return OptimizerState(jnp.int32(0), zeros, adams(zeros))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        norm = global_norm(updates)
+        del params
+        norm, count = global_norm(updates), state.count + 1
         gradients = jax.tree.map(lambda g: jnp.where(norm < clip_norm, g, g / norm * clip_norm), updates)
-        rate, count = learning_rate(state.count), state.count + 1
-        own, decay = (gradients.replace(kernels=None), 0.0) if by_muon else (gradients, weight_decay)
-        momentum = state.momentum.replace(kernels=None) if by_muon else state.momentum
-        momentum, square, direction = _adam(own, momentum, state.square, beta1(state.count), count)
-        if by_muon:
+        moments = adams(state.momentum), state.square
+        momentum, square, direction = _adam(adams(gradients), *moments, beta1(state.count), count)
+        if name == "muon":
             mean, kernels = _muon(gradients, state.momentum, count)
-            kernels = kernels + weight_decay * params.kernels
             momentum, direction = momentum.replace(kernels=mean), direction.replace(kernels=kernels)
-        updates = jax.tree.map(lambda d, p: -rate * (d + decay * p), direction, params)
-        return updates, OptimizerState(count, momentum, square)
+        rate = learning_rate(state.count)
+        return jax.tree.map(lambda d: -rate * d, direction), OptimizerState(count, momentum, square)
 
     return optax.GradientTransformation(init, update)
 

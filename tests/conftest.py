@@ -28,6 +28,7 @@ def _mnist_directory() -> Path | None:
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory):
     """Commands run by tests share their compiled programs with each other, and not with the user's own."""
+    from mnist_flax.cli import use_compilation_cache
     from mnist_flax.kernels import native
 
     cache, shared = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp().parent / "shared"
@@ -38,6 +39,7 @@ def _cache_home(tmp_path_factory):
         shutil.copytree(shared, cache, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        use_compilation_cache()  # so do tests in this process: most of their time is compilation
         yield
 
 

@@ -57,9 +57,7 @@ def step_options(config: Config, normalization: Normalization, total_steps: int)
 def create_state(seed: UInt32[Any, ""], config: Config, total_steps: int, kernels: Kernels = "xla") -> TrainState:
     """A replica's state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    tx = make_optimizer(
-        config.optimizer, total_steps, config.max_lr, clip_norm=config.clip_norm, weight_decay=config.weight_decay
-    )
+    tx = make_optimizer(config.optimizer, total_steps, config.max_lr, clip_norm=config.clip_norm)
     return TrainState.create(init_variables(init_key), run_key, MNISTNet(DATA, kernels).apply, tx)
 
 
