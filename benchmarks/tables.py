@@ -1,7 +1,8 @@
-"""`python -m benchmarks.tables recipes|results RUN...`: finished runs side by side, from their summaries, in Markdown.
+"""`python -m benchmarks.tables recipes|results|keep RUN...`: finished runs side by side, in Markdown.
 
 `recipes` compares them with the first by validation accuracy alone: recipes are chosen there, and the test set has no
-part in that. `results` reports test accuracy.
+part in that. `results` reports test accuracy. `keep` writes what the tables need of each run to `benchmarks/results/`,
+whose files the other two take in place of runs: the tables in the docs are made anew from them, without training.
 """
 
 import argparse
@@ -21,14 +22,32 @@ _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices
 _NOT_SHOWN |= {"no_compilation_cache", "no_report", "overwrite", "target_accuracy", "patience"}
 _NOT_SHOWN |= {"checkpoint_every_seconds", "debug_nans", "kernels"}
 
+KEPT = Path(__file__).parent / "results"
+
 
 def read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run's configuration and summary."""
+    """The configuration and summary of a run, or of what was kept of it."""
     try:
+        if run.suffix == ".json":
+            kept = json.loads(run.read_text())
+            return kept["config"], kept["summary"]
         config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{run} is not a finished run ({error})") from error
     return config, summary
+
+
+def keep(runs: list[Path]) -> str:
+    """Write each run's configuration and summary to `KEPT`, without the paths of the machine it ran on."""
+    written = []
+    for run in runs:
+        config, summary = read(run)
+        config = {name: value for name, value in config.items() if name not in {"workdir", "data_dir"}}
+        path = KEPT / f"{run.resolve().name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"config": config, "summary": summary}, indent=1) + "\n")
+        written.append(f"{path}: {summary.get('num_seeds', 1)} seeds")
+    return "\n".join(written)
 
 
 def accuracies(summary: dict[str, Any]) -> dict[int, float]:
@@ -85,7 +104,7 @@ def results(runs: list[Path]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"recipes": recipes, "results": results}
+TABLES = {"recipes": recipes, "results": results, "keep": keep}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -95,7 +114,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run directory; `recipes`: first the baseline"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run directory, or a file that `keep` wrote; `recipes`: first the baseline",
     )
     return parser.parse_args(arguments)
 

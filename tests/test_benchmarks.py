@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import fresh_variables
 
+from benchmarks import tables
 from benchmarks.__main__ import Row, main, measure, summarise, table
 from benchmarks.plain_flax import PlainNet
 from benchmarks.suite import SUITE, Benchmark
@@ -94,3 +95,22 @@ def test_benchmark_runs_and_records(tmp_path):
     [figures] = recorded["benchmarks"]["augment"]["rounds"]
     assert list(figures) == ["ours", "map-coordinates", "pillow"]
     assert all(value > 0 for value in figures.values())
+
+
+def test_what_is_kept_of_a_run_makes_the_same_tables(tmp_path, monkeypatch):
+    """Without the paths of the machine that it ran on; what is no run is refused in a sentence."""
+    run = tmp_path / "adam"
+    run.mkdir()
+    config = json.loads((tables.KEPT / "adam.json").read_text())["config"] | {"workdir": str(run), "data_dir": "/data"}
+    seeds = [{"seed": seed, "val_accuracy": 0.99 + seed / 1000, "test_accuracy": 0.99} for seed in range(2)]
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="adam is not a finished run"):
+        tables.keep([run])
+    summary = {"num_seeds": 2, "preset": "default", "epochs_run": 3, "selection_split": "validation", "seeds": seeds}
+    (run / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(tables, "KEPT", tmp_path / "results")
+    assert "adam.json: 2 seeds" in tables.keep([run])
+    kept = tmp_path / "results/adam.json"
+    assert str(tmp_path) not in kept.read_text()
+    for table in (tables.recipes, tables.results):
+        assert table([kept]) == table([run])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from mnist_flax.__main__ import module_of
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
@@ -181,6 +182,17 @@ def test_command_is_accepted(page, command, tmp_path, monkeypatch):
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(Config().to_json()))
     parse(command)
+
+
+def tables_in(text: str) -> list[str]:
+    return [command for command in commands_in(text) if "benchmarks/results/" in command]
+
+
+@pytest.mark.parametrize(("page", "command"), in_all_pages(tables_in))
+def test_a_table_of_kept_results_is_what_its_command_prints(page, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = tables.parse(command.split()[2:])
+    assert tables.TABLES[options.table](options.runs) in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
