@@ -112,5 +112,5 @@ def test_what_is_kept_of_a_run_makes_the_same_tables(tmp_path, monkeypatch):
     assert "adam.json: 2 seeds" in tables.keep([run])
     kept = tmp_path / "results/adam.json"
     assert str(tmp_path) not in kept.read_text()
-    for table in (tables.recipes, tables.results):
-        assert table([kept]) == table([run])
+    for make in (tables.recipes, tables.results):
+        assert make([kept]) == make([run])
