@@ -162,10 +162,10 @@ def _convolutions(num_images: int, kernels: Kernels) -> Iterator[tuple[str, Work
         x, kernel, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
         if kernels == "native":
             x, dy = Packs.of(x), Packs.of(dy)
-        padding = ((layer.shape[0] + size - 1 - inputs[0]) // 2,) * 2
+        padding = (layer.shape[0] + size - 1 - inputs[0]) // 2
 
-        def conv(*arguments: Any, pads: Any = (padding, padding)) -> ops.Images:
-            return ops.convolve(*arguments, pads, kernels)[0]
+        def conv(*arguments: Any, padding: int = padding) -> ops.Images:
+            return ops.convolve(*arguments, padding, kernels)[0]
 
         gflop, first = 2e-9 * kernel.size * math.prod(dy.shape[:-1]), inputs == IMAGE_SHAPE
         vjp = jax.vjp(partial(conv, x), kernel)[1] if first else jax.vjp(conv, x, kernel)[1]

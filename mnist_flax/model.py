@@ -45,8 +45,7 @@ class Conv(nn.Module):
         kernel = jnp.asarray(self.param("kernel", kernel_init, (*self.kernel_size, c_in, self.features)))
         fan_in = math.prod(self.kernel_size) * c_in
         bias = jnp.asarray(self.param("bias", bias_init_for(fan_in), (self.features,)) if self.use_bias else 0.0)
-        padding = (self.padding, self.padding)
-        return *ops.convolve(x, kernel, (padding, padding), self.kernels), bias
+        return *ops.convolve(x, kernel, self.padding, self.kernels), bias
 
 
 class BatchNormReLU(nn.Module):

@@ -79,19 +79,19 @@ def computed(tree: Any) -> Any:
 
 def convolve(
     x: Deferred | Images,
-    kernel: Float[Array, "kh kw c_in c_out"],
-    padding: Padding,
+    kernel: Float[Array, "side side c_in c_out"],
+    padding: int,
     kernels: Kernels = "xla",
 ) -> tuple[Images, Float[Array, "2 c_out"]]:
     """The convolution with stride 1, and for each channel the sums over batch and space of it and of its squares.
 
-    `kernels` is what computes them, as in `MNISTNet`.
+    `padding` is the number of zeros on each side. `kernels` is what computes them, as in `MNISTNet`.
     """
     if kernels == "native" and kernel.dtype == jnp.float32:
         if not isinstance(x, Deferred):
             return native.convolve(Packs.of(x), jnp.zeros(0, jnp.float32), kernel, padding)
         return native.convolve(Packs.of(x.values), jnp.stack([x.factor, x.offset]), kernel, padding, x.pooled)
-    y: Any = _conv(computed(x), kernel, padding)
+    y: Any = _conv(computed(x), kernel, ((padding, padding), (padding, padding)))
     return y, _sums(y)
 
 

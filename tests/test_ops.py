@@ -33,7 +33,7 @@ def test_convolution(side, c_in, c_out, padding, size):
     x, kernel = normal(0, 3, side, side, c_in), normal(1, size, size, c_in, c_out)
     pads = ((padding, padding), (padding, padding))
     numbers = ("NHWC", "HWIO", "NHWC")
-    fast, fast_vjp = jax.vjp(lambda *a: ops.convolve(*a, pads)[0], x, kernel)
+    fast, fast_vjp = jax.vjp(lambda *a: ops.convolve(*a, padding)[0], x, kernel)
     plain, plain_vjp = jax.vjp(
         lambda *a: lax.conv_general_dilated(*a, (1, 1), pads, dimension_numbers=numbers), x, kernel
     )
@@ -46,7 +46,7 @@ def test_convolution(side, c_in, c_out, padding, size):
 def test_each_platform_has_its_form_of_a_convolution():
     """GPUs a product with patches, which `vmap` leaves a product; a CPU two columns at once."""
     x, kernel = jnp.zeros((3, 2, 26, 26, 8)), jnp.zeros((3, 3, 3, 8, 12))
-    traced = jax.jit(jax.vmap(lambda *a: ops.convolve(*a, ((0, 0), (0, 0)))[0])).trace(x, kernel)
+    traced = jax.jit(jax.vmap(lambda *a: ops.convolve(*a, 0)[0])).trace(x, kernel)
     on_gpu, on_cpu = (str(traced.lower(lowering_platforms=(name,)).as_text()) for name in ("cuda", "cpu"))
     assert "dot_general" in on_gpu
     assert "convolution" not in on_gpu
@@ -64,7 +64,7 @@ def test_max_pool():
 
 def test_sums_of_the_convolution():
     x, kernel = normal(0, 3, 9, 9, 4), normal(1, 3, 3, 4, 5)
-    y, sums = ops.convolve(x, kernel, ((0, 0), (0, 0)))
+    y, sums = ops.convolve(x, kernel, 0)
     np.testing.assert_allclose(sums, np.stack([y.sum((0, 1, 2)), (y * y).sum((0, 1, 2))]), rtol=1e-4)
 
 

@@ -28,7 +28,7 @@ FUNCTIONS = ("forward", "backward")
 PREFIX = "mnist_flax_"
 COMPILERS = ("c++", "g++", "clang++")
 # The library never leaves this machine, so it may use all that its processor has.
-OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi")
+OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi", "-Wno-ignored-attributes")
 TIMEOUT = 120  # seconds; compiling takes ten
 
 
@@ -136,9 +136,6 @@ def _first_error(text: str) -> str:
     return next((line for line in lines if "error" in line), lines[-1] if lines else "it said nothing")
 
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packs:
@@ -175,8 +172,8 @@ class Packs:
 def convolve(
     x: Packs,
     scaling: Float[Array, "..."],
-    kernel: Float[Array, "kh kw c_in c_out"],
-    padding: Padding,
+    kernel: Float[Array, "side side c_in c_out"],
+    padding: int,
     pooled: bool = False,
 ) -> tuple[Packs, Float[Array, "2 c_out"]]:
     """A convolution (cross-correlation) with stride 1, with what comes before it and what the next one needs; float32.
@@ -185,22 +182,21 @@ def convolve(
         x: the output of the convolution before.
         scaling: (2, c_in), a factor and an offset for each channel, before a ReLU; (0,) if `x` is taken as it is.
         kernel: as `lax.conv_general_dilated` takes it.
-        padding: with zeros, less on each side than the kernel is long.
+        padding: the zeros on each side, fewer than the kernel's side.
         pooled: whether a 2×2 max-pool follows the ReLU.
 
     Returns:
         The convolution, and for each channel the sums over batch and space of its values and of their squares.
     """
     packs, *sides, _, lanes = x.values.shape
-    *lengths, _, c_out = kernel.shape
-    sides = [side // 2 if pooled else side for side in sides]
-    sides = [side + sum(pads) - length + 1 for side, pads, length in zip(sides, padding, lengths, strict=True)]
+    length, _, _, c_out = kernel.shape
+    sides = [side // (2 if pooled else 1) + 2 * padding - length + 1 for side in sides]
     shapes = [(packs, *sides, c_out, lanes), (2, c_out)]
     y, sums = _call("forward", x.num_images, padding, pooled, shapes, x.values, scaling, kernel)
     return Packs(y, x.num_images), sums
 
 
-def _convolve_fwd(x: Any, scaling: Any, kernel: Any, padding: Padding, pooled: bool) -> tuple[Any, Any]:
+def _convolve_fwd(x: Any, scaling: Any, kernel: Any, padding: int, pooled: bool) -> tuple[Any, Any]:
     # A first layer's input is an image, whose gradient nobody asks for: it need not be computed then.
     wanted = () if x.values.perturbed or scaling.perturbed else None
     x, scaling, kernel = Packs(x.values.value, x.num_images), scaling.value, kernel.value
@@ -208,7 +204,7 @@ def _convolve_fwd(x: Any, scaling: Any, kernel: Any, padding: Padding, pooled: b
     return results, (x, scaling, kernel, results[0], wanted)
 
 
-def _convolve_bwd(padding: Padding, pooled: bool, residuals: Any, cotangents: Any) -> tuple[Packs, Array, Array]:
+def _convolve_bwd(padding: int, pooled: bool, residuals: Any, cotangents: Any) -> tuple[Packs, Array, Array]:
     x, scaling, kernel, y, wanted = residuals
     d_y, d_sums = (
         jnp.zeros(c.shape) if isinstance(c, SymbolicZero) else c for c in (cotangents[0].values, cotangents[1])
@@ -226,9 +222,8 @@ def _convolve_bwd(padding: Padding, pooled: bool, residuals: Any, cotangents: An
 convolve.defvjp(_convolve_fwd, _convolve_bwd, symbolic_zeros=True)
 
 
-def _call(function: str, num_images: int, padding: Padding, pooled: bool, shapes: Any, *arguments: Array) -> Any:
+def _call(function: str, num_images: int, padding: int, pooled: bool, shapes: Any, *arguments: Array) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     # One replica after the other: each already uses all cores.
     call = jax.ffi.ffi_call(PREFIX + function, results, vmap_method="sequential")
-    pads = np.array(padding, np.int64).ravel()
-    return call(*arguments, images=np.int64(num_images), pads=pads, pooled=pooled)
+    return call(*arguments, images=np.int64(num_images), padding=np.int64(padding), pooled=pooled)
