@@ -1,0 +1,123 @@
+"""The C++ kernels in a program of their own, under sanitizers and on an emulated processor, against NumPy."""
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+
+from mnist_flax.kernels import native
+
+# Images, height, width, channels in and out, side of the kernel, padding, what comes before.
+LAYERS = [
+    (1, 3, 3, 1, 1, 3, 0, "nothing"),
+    (9, 8, 10, 5, 7, 3, 1, "relu"),
+    (8, 12, 6, 8, 12, 3, 0, "pool"),
+    (17, 4, 6, 20, 12, 1, 0, "pool"),
+    (16, 10, 10, 12, 16, 3, 1, "relu"),
+    (5, 12, 5, 33, 25, 3, 2, "relu"),
+    (3, 14, 2, 3, 4, 7, 6, "pool"),
+    (2, 5, 9, 2, 33, 5, 4, "nothing"),
+]
+
+
+def build(directory, compiler, *options):
+    """The harness as a program."""
+    program, source = directory / "harness", Path(__file__).with_name("harness.cc")
+    include = ["-I", str(native.SOURCE.parent), "-isystem", jax.ffi.include_dir()]
+    kept = [option for option in native.OPTIONS if option not in ("-shared", "-fPIC")]
+    command = [*compiler, *kept, *options, "-pthread", *include, str(source), "-o", str(program)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return str(program)
+
+
+def windows(x, padding, side):
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return sliding_window_view(padded, (side, side), axis=(1, 2))  # n h w c side side
+
+
+def plain(x, scaling, kernel, padding, pooled, d_y, d_sums):
+    """The layer, its sums, and their gradients with respect to `x`, `scaling` and `kernel`, in float64."""
+    factor, offset = scaling if scaling.size else (1.0, 0.0)
+    inside = factor * x + offset
+    value = np.maximum(inside, 0) if scaling.size else x
+    square = (2, 2) if pooled else (1, 1)
+    middle = sliding_window_view(value, square, axis=(1, 2)).max((-2, -1))[:, :: square[0], :: square[1]]
+    seen, side = windows(middle, padding, len(kernel)), len(kernel)
+    y = np.einsum("nhwcij,ijco->nhwo", seen, kernel)
+    d_y = d_y + d_sums[0] + 2 * d_sums[1] * y
+    d_middle = np.einsum("nhwoij,ijco->nhwc", windows(d_y, side - 1 - padding, side), kernel[::-1, ::-1])
+    spread = lambda a: a.repeat(square[0], 1).repeat(square[1], 2)  # noqa: E731
+    d_inside = np.where(value == spread(middle), spread(d_middle), 0)
+    if scaling.size:
+        d_inside = np.where(inside > 0, d_inside, 0)
+    d_scaling = np.stack([(d_inside * x).sum((0, 1, 2)), d_inside.sum((0, 1, 2))])
+    d_kernel = np.einsum("nhwcij,nhwo->ijco", seen, d_y)
+    return y, np.stack([y.sum((0, 1, 2)), (y * y).sum((0, 1, 2))]), factor * d_inside, d_scaling, d_kernel
+
+
+def pack(images, lanes):
+    padded = np.pad(images, ((0, -len(images) % lanes), (0, 0), (0, 0), (0, 0)))
+    return np.moveaxis(padded.reshape(-1, lanes, *images.shape[1:]), 1, -1)
+
+
+def calls(layer, lanes, rng):
+    """A layer's call forward and its call backward: whether pooled, the arguments, and the results expected."""
+    n, height, width, c_in, c_out, side, padding, before = layer
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    x, kernel, pooled = normal(n, height, width, c_in), normal(side, side, c_in, c_out), before == "pool"
+    scaling, d_sums = normal(*((2, c_in) if before != "nothing" else (0,))), normal(2, c_out) / 100
+    d_y = normal(n, *(length // (1 + pooled) + 2 * padding - side + 1 for length in (height, width)), c_out)
+    y, sums, d_x, d_scaling, d_kernel = plain(
+        *(np.float64(a) for a in (x, scaling, kernel)), padding, pooled, d_y, d_sums
+    )
+    x, y, d_y, d_x = (np.float32(pack(images, lanes)) for images in (x, y, d_y, d_x))
+    if before == "nothing":
+        d_scaling = np.zeros_like(d_scaling)
+        d_x = d_x if n > 1 else d_x[:0, 0, 0, 0, 0]  # one case is without the gradient of the images
+    yield pooled, (x, scaling, kernel), (y, sums)
+    yield pooled, (x, scaling, kernel, y, d_y, d_sums), (d_x, d_scaling, d_kernel)
+
+
+def compare(program, *runner):
+    """Calls all layers in the harness: values and gradients, and zeros where a pack has no image."""
+    run = functools.partial(subprocess.run, capture_output=True, check=False)
+    lanes, rng, asked, expected = int(run([*runner, program, "lanes"]).stdout), np.random.default_rng(0), [], []
+    for layer in LAYERS:
+        for pooled, arguments, results in calls(layer, lanes, rng):
+            shapes = [number for a in (*arguments, *results) for number in (a.ndim, *a.shape)]
+            asked.append(np.array([len(arguments) > 3, layer[0], layer[6], pooled, *shapes], np.int64).tobytes())
+            asked += [np.ascontiguousarray(a, np.float32).tobytes() for a in arguments]
+            expected += results
+    ran = run([*runner, program], input=b"".join(asked))
+    assert ran.returncode == 0, ran.stderr.decode()
+    ends = np.cumsum([a.size for a in expected])
+    found = np.frombuffer(ran.stdout, np.float32)
+    assert found.size == ends[-1]
+    for ours, theirs in zip(np.split(found, ends[:-1]), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.ravel(), rtol=1e-4, atol=1e-5 * max(1, np.abs(theirs).max(initial=0)))
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_under_sanitizers(tmp_path):
+    """No address outside a buffer, and nothing undefined."""
+    compiler = native.compiler()
+    asked = subprocess.run([*compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not os.path.isabs(asked.stdout.strip()):
+        pytest.skip(f"{compiler[0]} has no address sanitizer")
+    options = "-march=native", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    compare(build(tmp_path, compiler, *options))
+
+
+def test_on_arm(tmp_path):
+    """With NEON's vectors, by an emulator."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64 (Debian's g++-aarch64-linux-gnu and qemu-user)")
+    compare(build(tmp_path, [compiler], "-static"), emulator)
