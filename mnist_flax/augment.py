@@ -54,12 +54,15 @@ def draw_transforms(
     rows, columns = scale * (1 + stretch), scale * (1 - stretch)
 
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    inverse = jnp.stack([jnp.stack([cos / rows, sin / rows], -1), jnp.stack([-sin / columns, cos / columns], -1)], -2)
-    linear = inverse.at[:, :, 0].subtract(slant[:, None] * inverse[:, :, 1])
     centre = (side - 1) / 2
-    # Elementwise, not a matrix product: accelerators round the inputs of those to fewer bits, too few for positions.
-    offset = centre - (linear * (centre + jnp.stack([down, right], -1))[:, None, :]).sum(-1)
-    return jnp.concatenate([linear, offset[:, :, None]], axis=-1)
+
+    def map_to(by_row: Float[Array, " n"], by_column: Float[Array, " n"]) -> list[Array]:
+        by_row = by_row - slant * by_column
+        # Elementwise, not a matrix product: accelerators round its inputs to fewer bits, too few for positions.
+        return [by_row, by_column, centre - (by_row * (centre + down) + by_column * (centre + right))]
+
+    row, column = map_to(cos / rows, sin / rows), map_to(-sin / columns, cos / columns)
+    return jnp.stack(row + column, axis=-1).reshape(num_images, 2, 3)
 
 
 def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:

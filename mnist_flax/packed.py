@@ -43,6 +43,7 @@ class Shapes(NamedTuple):
         return [(math.prod(shape[:-1]), shape[-1]) for shape in chosen]
 
 
+@jax.named_scope("packing")
 def pack(params: Any) -> Packed:
     """A tree of parameters, or of their gradients, as `Packed`."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -60,13 +61,18 @@ def pack(params: Any) -> Packed:
     return Packed(matrices, jnp.concatenate(rest), like)
 
 
+@jax.named_scope("packing")
 def unpack(packed: Packed) -> Any:
     """Inverse of `pack`."""
-    like, start, leaves, kernels = packed.like, 0, [], iter(packed.kernels)
+    like, start, leaves = packed.like, 0, []
+    count, rows, columns = packed.kernels.shape
+    # Slices of one matrix: of those of equal shape XLA makes one kernel on a GPU, of slices of a stack it does not.
+    kernels, tops = packed.kernels.reshape(count * rows, columns), itertools.count(0, rows)
     for shape, is_kernel in zip(like.shapes, like.are_kernels, strict=True):
         size = math.prod(shape)
         if is_kernel:
-            leaves.append(next(kernels)[: shape[-1], : size // shape[-1]].T.reshape(shape))
+            top = next(tops)
+            leaves.append(kernels[top : top + shape[-1], : size // shape[-1]].T.reshape(shape))
         else:
             leaves.append(packed.rest[start : start + size].reshape(shape))
             start += size

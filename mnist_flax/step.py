@@ -155,19 +155,21 @@ def train_steps(
     share = options.batch_size // lax.axis_size(DATA)
     first = lax.axis_index(DATA) * share
 
-    def unfinished(carry: tuple[TrainState, Totals, Array]) -> Array:
-        _, totals, done = carry
-        return (done < num_steps) & totals.finite
+    end = state.step + num_steps
 
-    def advance(carry: tuple[TrainState, Totals, Array]) -> tuple[TrainState, Totals, Array]:
-        state, totals, done = carry
+    def unfinished(carry: tuple[TrainState, Totals]) -> Array:
+        state, totals = carry
+        return (state.step < end) & totals.finite
+
+    def advance(carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
+        state, totals = carry
         with jax.named_scope("augmentation"):
             batch = next_batch(state, order, first, share, examples=examples, options=options)
         state, metrics = _packed_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
-        return state, totals.add(metrics), done + 1
+        return state, totals.add(metrics)
 
     packed = state.replace(params=pack(state.params))
-    packed, totals, _ = lax.while_loop(unfinished, advance, (packed, totals, jnp.int32(0)))
+    packed, totals = lax.while_loop(unfinished, advance, (packed, totals))
     return packed.replace(params=unpack(packed.params)), totals
 
 
