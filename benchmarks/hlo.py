@@ -47,8 +47,9 @@ def part_of(instruction: Instruction) -> str:
     for sign, part in (("augmentation", "augmentation"), ("transpose(", "backward"), ("jvp(", "forward")):
         if sign in source:
             return part
-    if "optimizer" in source:
-        return "optimizer"
+    for part in ("optimizer", "packing"):
+        if part in source:
+            return part
     return "forward" if "MNISTNet" in source else "bookkeeping"
 
 
@@ -56,7 +57,8 @@ def kind_of(instruction: Instruction) -> str:
     """The kind of kernel that an instruction is on a GPU."""
     target = re.search(r'custom_call_target="([^"]+)"', instruction.line)
     if target:
-        return "convolution" if "conv" in target.group(1) else target.group(1).strip("_")
+        kinds = {"conv": "convolution", "cublas": "matrix product"}
+        return next((kinds[sign] for sign in kinds if sign in target.group(1)), target.group(1).strip("_"))
     if instruction.operation == "fusion":
         kind = re.search(r"kind=k(\w+)", instruction.line)
         names = {"Input": "reduction", "Loop": "elementwise"}

@@ -132,7 +132,9 @@ HLO = """HloModule m
   %gemm_fusion_dot = f32[8]{0} fusion(%x), kind=kCustom, calls=%f, metadata={op_name="jit(m)/while/body/optimizer/dot"}
   %cudnn = (f32[8]{0}, u8[0]{0}) custom-call(%x), custom_call_target="__cudnn$convForward", \
 metadata={op_name="jit(m)/while/body/jvp(MNISTNet)/conv"}, backend_config={"algorithm":{"algo_id":"7"}}
+  %cublas = (f32[8]{0}, s8[0]{0}) custom-call(%x), custom_call_target="__cublas$lt$matmul"
   %all-reduce.1 = (f32[8]{0}, s32[2,3]{1,0}) all-reduce(%x, %x), to_apply=%sum
+  %slice.1 = f32[8]{0} slice(%x), metadata={op_name="jit(m)/while/body/packing/slice"}
 }
 ENTRY %main (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
@@ -143,8 +145,9 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_reading_a_compiled_program():
     kernels = hlo.kernels(HLO)
-    assert [hlo.kind_of(kernel) for kernel in kernels] == ["matrix product", "convolution", "all-reduce"]
-    assert [hlo.part_of(kernel) for kernel in kernels] == ["optimizer", "forward", "unnamed"]
+    kinds = ["matrix product", "convolution", "matrix product", "all-reduce", "slice"]
+    assert [hlo.kind_of(kernel) for kernel in kernels] == kinds
+    assert [hlo.part_of(kernel) for kernel in kernels] == ["optimizer", "forward", "unnamed", "unnamed", "packing"]
     assert hlo.convolution_algorithms(HLO) == {"7": 1}
     assert hlo.collectives(HLO) == (1, 8 * 4 + 6 * 4)
 
