@@ -12,6 +12,7 @@ import simple_parsing
 from mnist_flax.errors import UserError
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")
+NAMES = ("auto", *DATASETS)  # of data sets; what else --dataset is given is a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,24 @@ class Config:
     workdir: Path = Path("runs/mnist_training")
     """Run directory: checkpoints, TensorBoard events, config.json, metrics.jsonl, summary.json."""
 
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
-    """'auto' is MNIST if it is on disk or can be downloaded, else 'digits', which ships with scikit-learn."""
+    dataset: str = "auto"
+    """'mnist', 'fashion_mnist', 'kmnist', 'digits', or a folder with a folder of images for each class. 'auto' is MNIST
+    if it is on disk or can be downloaded, else 'digits', which ships with scikit-learn."""
 
     data_dir: Path | None = None
     """TFDS data directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     epochs: int | None = None
-    """Passes over the training images. Default: 10; 60 for 'digits'."""
+    """Passes over the training images. Default: 10; 60 for 'digits'; as many as a folder's size needs."""
 
     batch_size: int = 64
-    """Images per step, over all devices."""
+    """Images per step, over all devices. Default: 16 for a folder."""
 
     max_lr: float = 0.01
-    """Peak learning rate of the one-cycle schedule."""
+    """Peak learning rate of the one-cycle schedule. Default: 0.003 from trained weights."""
+
+    initial_weights: str | None = None
+    """Start from trained weights: 'pretrained' (the shipped ones), a run directory, or a safetensors file."""
 
     val_size: int | None = None
     """Training images held out to select the model on. Default: one twelfth. 0 trains on all of them and selects on
@@ -82,8 +87,7 @@ class Config:
     """Largest global norm of the gradient; larger ones are scaled down to it."""
 
     patience: int | None = None
-    """Stop after this many epochs without a better validation accuracy; 0 never stops early. Default: 5; 20 for
-    'digits'."""
+    """Stop after so many epochs without a better validation accuracy; 0: never. Default: 5; 20 for digits, folders."""
 
     target_accuracy: float | None = None
     """Stop once validation accuracy, as a fraction, reaches this."""
@@ -180,6 +184,16 @@ def validate(config: Config) -> None:
             raise UserError(f"{flag(name)} is {getattr(config, name)}; it must be {requirement}")
 
 
+def require_dataset(name: str) -> None:
+    """Refuse what is neither the name of a data set nor a folder; apart from `validate`, for a folder may be away.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if name not in NAMES and not Path(name).is_dir():
+        raise UserError(f"{name} is neither a folder nor one of the data sets {', '.join(NAMES)}")
+
+
 PRESETS = {
     "default": Config(),
     "best": Config(preset="best", epochs=30, patience=0),
@@ -202,11 +216,25 @@ CARRYING_OUT |= {"checkpoint_every_seconds", "debug_nans", "kernels"}
 # them apart less often.
 DEFAULTS = {"epochs": 10, "patience": 5}
 DEFAULTS_FOR = {"digits": {"epochs": 60, "patience": 20}}
+# A folder has few images: as many steps are more epochs, of small batches. Trained weights need fewer and smaller ones.
+FOLDER, FROM_TRAINED = {"batch_size": 16}, {"max_lr": 0.003}
+STEPS, STEPS_FROM_TRAINED = 1500, 600
 
 
-def completed(config: Config, dataset: str, val_size: int) -> Config:
+def defaults(preset: str, dataset: str, initial_weights: str | None) -> Config:
+    """The options that are not given, of a preset, for a data set and initial weights."""
+    config = PRESETS[preset]
+    suited = (FOLDER if dataset not in NAMES else {}) | (FROM_TRAINED if initial_weights else {})
+    left = {name: value for name, value in suited.items() if getattr(config, name) == getattr(Config(), name)}
+    return dataclasses.replace(config, **left)
+
+
+def completed(config: Config, dataset: str, num_train: int, val_size: int) -> Config:
     """`config` with what depends on the data set filled in: its name, epochs, patience, number of held-out images."""
     defaults = DEFAULTS_FOR.get(dataset, DEFAULTS)
+    if dataset not in NAMES:
+        steps = STEPS_FROM_TRAINED if config.initial_weights else STEPS
+        defaults = {"epochs": max(10, -(-steps // -(-num_train // config.batch_size))), "patience": 20}
     return dataclasses.replace(
         config,
         dataset=dataset,
@@ -219,23 +247,3 @@ def completed(config: Config, dataset: str, val_size: int) -> Config:
 def flag(name: str) -> str:
     """An option as the command line has it: "batch_size" is `--batch-size`."""
     return "--" + name.replace("_", "-")
-
-
-def read(path: Path) -> Config:
-    """The configuration in a run's config.json.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    try:
-        values = json.loads(path.read_text("utf-8-sig"))  # editors may add a byte order mark
-        if not isinstance(values, dict):
-            raise ValueError("it is not a JSON object")
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})
-        if unknown:
-            raise ValueError(f"there is no option {json.dumps(unknown[0])[:50]}")
-        return Config.from_json(values)
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError, UserError) as error:
-        raise UserError(f"--config {path} is not a run's config.json ({error})") from error

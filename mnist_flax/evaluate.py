@@ -17,7 +17,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "runs/mnist_training --split test --save-plots pictures",
     )
     parser.add_checkpoint()
-    parser.add_argument("--dataset", choices=DATASETS, help="default: the one the network was trained on")
+    parser.add_argument(
+        "--dataset", help=f"{', '.join(DATASETS)} or a folder of images; default: the one the network was trained on"
+    )
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test", help="default: %(default)s")
     parser.add_data_dir()
     parser.add_argument(
@@ -36,9 +38,10 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     options = parse(arguments)
     from mnist_flax.inference.evaluation import describe, evaluate
+    from mnist_flax.reading.folder import load
 
     use_compilation_cache()
-    evaluation = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts)
+    evaluation = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts, load)
     if options.save_plots is not None:
         from mnist_flax.views import plots
 

@@ -128,18 +128,20 @@ class MNISTNet(nn.Module):
     """The reference network, layer for layer and name for name.
 
     `apply({"params": ..., "batch_stats": ...}, images, train=False)` maps normalised images `(n, 28, 28, 1)` to logits
-    `(n, 10)`. With `train=True` pass `mutable=["batch_stats"]`, and inside `shard_map` give `axis_name` so that
-    BatchNorm sees the whole batch.
+    `(n, num_classes)`. With `train=True` pass `mutable=["batch_stats"]`, and inside `shard_map` give `axis_name` so
+    that BatchNorm sees the whole batch.
 
     Attributes:
         kernels: what computes convolutions and BatchNorm: "xla", or "native" (`kernels/`), which only a CPU has.
+        num_classes: how many of its ten outputs are used: the first ones.
     """
 
     axis_name: str | None = None
     kernels: Kernels = "xla"
+    num_classes: int = NUM_CLASSES
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n 28 28 1"], *, train: bool = False) -> Float[Array, "n 10"]:
+    def __call__(self, images: Float[Array, "n 28 28 1"], *, train: bool = False) -> Float[Array, "n classes"]:
         def block(name: str, features: int, kernel_size=(3, 3), padding=0, use_bias=False) -> ConvBlock:
             return ConvBlock(features, kernel_size, padding, use_bias, self.axis_name, self.kernels, name=name)
 
@@ -161,7 +163,7 @@ class MNISTNet(nn.Module):
             conv_general_dilated=_product,
             name="final_conv",
         )(x)
-        return x.reshape(-1, NUM_CLASSES)
+        return x.reshape(-1, NUM_CLASSES)[:, : self.num_classes]
 
 
 def init_variables(key: jax.Array) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def describe(result: dict[str, Any], hint: str = "") -> str:
     if result["verdict"] == "not like a digit":
         return f"{name}: not like a digit; the nearest is {ranked[0][0]}{hint}"
     first = shown[0] if result["verdict"] == "digit" else f"unclear, perhaps {shown[0]}"
-    return f"{name}: {first}, then {shown[1]}, {shown[2]}{hint}"
+    return f"{name}: {first}, then {', '.join(shown[1:])}{hint}"
 
 
 def in_lines(digits: list[dict[str, Any]]) -> str:

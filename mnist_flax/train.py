@@ -3,7 +3,8 @@
 Heavy imports wait until the options are known to be good, so that `--help` and mistakes are answered at once.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import simple_parsing
 
 from mnist_flax.cli import ArgumentParser, command, use_compilation_cache
-from mnist_flax.config import PRESETS, Config, completed, read, validate
-from mnist_flax.errors import UserError
+from mnist_flax.config import NAMES, PRESETS, Config, completed, defaults, require_dataset, validate
+from mnist_flax.training.run_directory import read_config
 
 if TYPE_CHECKING:
     from mnist_flax.data import Dataset
@@ -25,18 +26,21 @@ class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The command line as a validated `Config`; a preset, or a run's config.json, gives the other options' defaults.
+    """The command line as a validated `Config`; `defaults`, or a run's config.json, gives the options left out.
 
     Raises:
         UserError: an option is unknown or its value makes no sense.
     """
     first = ArgumentParser("train", "", add_help=False)
     first.add_argument("--preset", default="default")
+    first.add_argument("--dataset", default="auto")
+    first.add_argument("--initial-weights")
     first.add_argument("--config", type=Path)
     chosen, _ = first.parse_known_args(arguments)
-    defaults = PRESETS.get(chosen.preset, PRESETS["default"])
+    preset = chosen.preset if chosen.preset in PRESETS else "default"  # the parser below refuses what is none
+    given = defaults(preset, chosen.dataset, chosen.initial_weights)
     if chosen.config is not None:
-        defaults = read(chosen.config)
+        given = read_config(chosen.config)
     parser = _TrainParser(
         "train",
         "Train the 12,534-parameter network. Run the same command again to resume.",
@@ -45,7 +49,7 @@ def parse(arguments: Sequence[str]) -> Config:
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
     )
     parser.add_argument("--config", dest="file", type=Path, help="repeat the run whose config.json this is")
-    parser.add_arguments(Config, dest="config", default=defaults)
+    parser.add_arguments(Config, dest="config", default=given)
     config = parser.parse_args(arguments).config
     validate(config)
     return config
@@ -71,27 +75,25 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     from mnist_flax.training import coordination, job, run_directory
 
     interruption = interruption or coordination.Interruption()
+    require_dataset(config.dataset)
     run_directory.require_writable(config.workdir)
     import jax
 
-    from mnist_flax import data
     from mnist_flax.training import agreement, loop, mesh, records, run
 
     if not config.no_compilation_cache:
         use_compilation_cache()
     if config.distributed:
         job.join(interruption)
-    dataset = data.load(config.dataset, config.data_dir, config.val_size)
-    num_train = len(dataset.train.labels)
-    if config.batch_size > num_train:
-        raise UserError(f"--batch-size {config.batch_size} is more than the {num_train} training images there are")
+    dataset = _load(config)
     held_out = 0 if dataset.selection_split == "test" else len(dataset.validation.labels)
-    config = completed(config, dataset.name, held_out)
+    config = completed(config, dataset.name, len(dataset.train.labels), held_out)
     if config.distributed:
-        agreement.require_agreement(config, interruption)
+        agreement.require_agreement(config, dataset, interruption)
     devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
     is_main = jax.process_index() == 0
     chosen = _kernels(config, mesh.platform_of(devices), is_main)
+    initial = _initial(config, dataset)
     with run_directory.claimed(config) if is_main else nullcontext():
         mesh.wait_for_all("the run directory is claimed")
         if summary := records.read_summary(config.workdir):
@@ -99,14 +101,41 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
                 print(_nothing_done(config, summary))
                 _calibrate(config, dataset)  # the run may have been killed before that
             return summary
-        summary = loop.carry_out(run.prepare(config, dataset, devices, chosen), interruption)
+        summary = loop.carry_out(run.prepare(config, dataset, devices, chosen, initial), interruption)
         if is_main:
             _calibrate(config, dataset)
             if not config.no_report:
                 from mnist_flax.views.report import write_report
 
-                print(f"Report         {write_report([config.workdir], config.workdir / 'report', config.data_dir)}")
+                page = write_report([config.workdir], config.workdir / "report", config.data_dir, dataset)
+                print(f"Report         {page}")
     return summary
+
+
+def _load(config: Config) -> "Dataset":
+    """The data set. What reads image files is imported only for a folder of them."""
+    if config.dataset in NAMES:
+        from mnist_flax.data import load
+    else:
+        from mnist_flax.reading.folder import load
+    return load(config.dataset, config.data_dir, config.val_size)
+
+
+def _initial(config: Config, dataset: "Dataset") -> "Callable[[], dict[str, Any]] | None":
+    """What loads the weights to start from, if they are trained ones: once, and not at all if the run goes on.
+
+    For a new run they are loaded at once, so that a mistake is answered before anything is written or deleted.
+    """
+    from mnist_flax.training import run_directory
+
+    if config.initial_weights is None:
+        return None
+    from mnist_flax.inference.transfer import initial_variables
+
+    load = functools.cache(functools.partial(initial_variables, config.initial_weights, dataset.class_names))
+    if config.overwrite or not run_directory.has_checkpoints(config.workdir):
+        load()
+    return load
 
 
 def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":

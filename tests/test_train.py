@@ -259,13 +259,13 @@ def test_a_changed_configuration_is_refused(finished):
 def test_mistakes_are_answered_in_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be written" in refused(*DIGITS, "--workdir", tmp_path / "file")
-    assert "--batch-size 2000 is more than the 1319" in refused(
-        *DIGITS, "--batch-size", 2000, "--workdir", tmp_path / "a"
-    )
     assert "cannot be divided evenly among 7 devices" in refused(
         *DIGITS, "--num-devices", 7, "--workdir", tmp_path / "b"
     )
-    assert "invalid choice: 'cifar'" in refused("--dataset", "cifar", "--workdir", tmp_path / "c")
+    assert "cifar is neither a folder nor one of the data sets auto, mnist, " in refused(
+        "--dataset", "cifar", "--workdir", tmp_path / "c"
+    )
+    assert not (tmp_path / "c").exists()
 
 
 def test_damaged_run_files_are_named(tmp_path):

@@ -1,13 +1,15 @@
 """A data set split into training, validation and test images."""
 
 import dataclasses
+import functools
+import hashlib
 import math
 from pathlib import Path
 
 import numpy as np
 
 from mnist_flax.data.digits import load_digits
-from mnist_flax.data.examples import Examples, Normalization, stratified_choice
+from mnist_flax.data.examples import Examples, Normalization, split_off
 from mnist_flax.data.tfds_files import DataUnavailableError, load_tfds
 from mnist_flax.errors import UserError
 
@@ -39,6 +41,29 @@ class Dataset:
         variance = squares / (255**2 * images.size) - mean**2
         return Normalization(mean, math.sqrt(max(variance, 0.0)) or 1.0)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all images, labels and class names: those of a folder may have changed when a run resumes."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for array in (*self.train, *self.validation, *self.test):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def relabelled(self, class_names: tuple[str, ...]) -> "Dataset":
+        """The same with the labels of a network that has these classes.
+
+        Raises:
+            UserError: one of the data set's classes is not among them.
+        """
+        if class_names == self.class_names:
+            return self
+        if unknown := [name for name in self.class_names if name not in class_names]:
+            raise UserError(f"{self.name} has a class {unknown[0]}, and the network only {', '.join(class_names)}")
+        labels = np.array([class_names.index(name) for name in self.class_names], np.int32)
+        splits = {split: getattr(self, split) for split in ("train", "validation", "test")}
+        splits = {split: examples._replace(labels=labels[examples.labels]) for split, examples in splits.items()}
+        return dataclasses.replace(self, class_names=class_names, **splits)
+
 
 def load(name: str, data_dir: Path | None, val_size: int | None) -> Dataset:
     """Load a data set and hold out `val_size` of its training images (default one twelfth; 0: select on test).
@@ -59,13 +84,19 @@ def load(name: str, data_dir: Path | None, val_size: int | None) -> Dataset:
         except DataUnavailableError as error:
             return dataclasses.replace(load("digits", data_dir, val_size), note=error.reason)
     class_names, train, test = load_digits() if name == "digits" else load_tfds(name, data_dir)
+    return hold_out(name, class_names, train, test, val_size)
+
+
+def hold_out(name: str, class_names: tuple[str, ...], train: Examples, test: Examples, val_size: int | None) -> Dataset:
+    """A data set whose validation images are `val_size` of its training images, as `load` says.
+
+    Raises:
+        UserError: that leaves nothing to train on.
+    """
     num_train = len(train.labels)
-    val_size = num_train // 12 if val_size is None else val_size
+    val_size = max(1, num_train // 12) if val_size is None else val_size
     if val_size == 0:
         return Dataset(name, class_names, train, test, test, "test")
     if val_size >= num_train:
         raise UserError(f"--val-size {val_size} leaves none of {name}'s {num_train} training images to train on")
-    held_out = stratified_choice(train.labels, val_size, seed=0)
-    validation = Examples(train.images[held_out], train.labels[held_out])
-    rest = Examples(train.images[~held_out], train.labels[~held_out])
-    return Dataset(name, class_names, rest, validation, test, "validation")
+    return Dataset(name, class_names, *split_off(train, val_size), test, "validation")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_flax.data.examples import Examples, stratified_choice
+from mnist_flax.data.examples import Examples, split_off
 from mnist_flax.data.geometry import NUM_CLASSES, fit_to_mnist
 
 
@@ -18,6 +18,5 @@ def load_digits() -> tuple[tuple[str, ...], Examples, Examples]:
     digits: Any = datasets.load_digits()
     images = np.stack([fit_to_mnist(image / 16) for image in digits.images])
     labels = digits.target.astype(np.int32)
-    test = stratified_choice(labels, len(labels) // 5, seed=0)
     names = tuple(str(digit) for digit in range(NUM_CLASSES))
-    return names, Examples(images[~test], labels[~test]), Examples(images[test], labels[test])
+    return names, *split_off(Examples(images, labels), len(labels) // 5)

@@ -60,3 +60,10 @@ def stratified_choice(labels: Int[np.ndarray, " n"], size: int, seed: int) -> Sh
     for class_, quota in zip(classes, quotas, strict=True):
         chosen[rng.permutation(np.flatnonzero(labels == class_))[:quota]] = True
     return chosen
+
+
+def split_off(examples: Examples, size: int) -> tuple[Examples, Examples]:
+    """The other examples, and `size` of them with the classes in proportion: always the same ones."""
+    chosen = stratified_choice(examples.labels, size, seed=0)
+    rest, some = (Examples(examples.images[mask], examples.labels[mask]) for mask in (~chosen, chosen))
+    return rest, some

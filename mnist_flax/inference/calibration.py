@@ -12,6 +12,7 @@ from mnist_flax.data.examples import stratified_choice
 from mnist_flax.inference import classifier, metrics, novelty, weights
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.training.run_directory import NETWORK, directories_of
+from mnist_flax.training.selection import FEWEST
 
 # The reference is fitted on so many training images. On MNIST the scores are within 1.6 % (root mean square) of those
 # with all 55,000, 11 of 10,000 test images change sides of 1, and the features take an eleventh of the time.
@@ -21,7 +22,7 @@ FITTED_ON = 5000
 REDRAWN = 1000
 # With fewer images there is no reference. 100 scores determine their 99.5 % quantile badly enough: it is nearly the
 # highest, which every hundredth image exceeds. A covariance of 80 features from 1,000 images gives scores within 4 %.
-FEWEST_HELD_OUT, FEWEST_TRAINED_ON = 100, 1000
+FEWEST_HELD_OUT, FEWEST_TRAINED_ON = FEWEST, 1000
 
 Redraw = Callable[[UInt8[Any, "n 28 28"]], UInt8[np.ndarray, "n 28 28"]]
 

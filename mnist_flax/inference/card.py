@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from mnist_flax.config import DATASETS, Config, validate
+from mnist_flax.config import Config, validate
 from mnist_flax.data import NUM_CLASSES, Normalization
 from mnist_flax.errors import UserError
 
@@ -21,8 +21,10 @@ def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[s
             raise ValueError("no JSON object")
         names, moments, numbers = card["class_names"], card["normalization"], [*filter(card.__contains__, _NUMBERS)]
         rules = {
-            "dataset": card["dataset"] in DATASETS,
-            "class_names": isinstance(names, list) and [type(name) for name in names] == [str] * NUM_CLASSES,
+            "dataset": isinstance(card["dataset"], str),
+            "class_names": isinstance(names, list)
+            and 2 <= len(set(names)) == len(names) <= NUM_CLASSES
+            and all(isinstance(name, str) for name in names),
             "normalization": isinstance(moments, dict)
             and set(moments) == set(Normalization._fields)
             and all(map(_is_number, moments.values()))

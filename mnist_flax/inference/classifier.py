@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from mnist_flax import ops
-from mnist_flax.data import Normalization
+from mnist_flax.data import NUM_CLASSES, Normalization
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
 from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
@@ -37,10 +37,12 @@ class Classifier:
     """
 
     def __init__(self, variables: dict[str, Any], card: dict[str, Any], reference: Reference | None = None) -> None:
-        self.model, self.variables, self.card, self.reference = MNISTNet(), variables, card, reference
+        self.variables, self.card, self.reference = variables, card, reference
         self.normalization = Normalization(**card["normalization"])
         self.temperature: float = card.get("temperature", 1.0)
         self.class_names: tuple[str, ...] = tuple(card["class_names"])
+        self.model = MNISTNet(num_classes=len(self.class_names))
+        self._kind = self.normalization, len(self.class_names)  # what its compiled programs depend on
 
     @functools.cached_property
     def _placed(self) -> Any:
@@ -61,7 +63,7 @@ class Classifier:
         """Natural logarithms of the probabilities that `predict` returns."""
         # Fewer images at a time with shifts, so that they take about the same memory.
         batch = -(-BATCH // (2 * shifts + 1) ** 2)
-        compiled = functools.partial(compiled_log_probabilities(self.normalization), self._placed, self.temperature)
+        compiled = functools.partial(compiled_log_probabilities(*self._kind), self._placed, self.temperature)
         return _in_batches(functools.partial(compiled, shifts=shifts), images, batch)
 
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
@@ -74,30 +76,32 @@ class Classifier:
 
     def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
         """What the out-of-distribution score is computed from: the later blocks' outputs, averaged over the image."""
-        return _in_batches(functools.partial(_compiled_features(self.normalization), self._placed), images, BATCH)
+        return _in_batches(functools.partial(_compiled_features(*self._kind), self._placed), images, BATCH)
 
     def judge(
         self, images: UInt8[Any, "n 28 28"]
     ) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, " n"] | None]:
         """The probabilities that `predict` returns and the scores of `novelty`, in one pass through the network."""
-        compiled = functools.partial(_compiled_judgement(self.normalization), self._placed, self.temperature)
+        compiled = functools.partial(_compiled_judgement(*self._kind), self._placed, self.temperature)
         log_probabilities, features = np.split(_in_batches(compiled, images, BATCH), [len(self.class_names)], axis=-1)
         return np.exp(log_probabilities), None if self.reference is None else distances(self.reference, features)
 
     def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """The output of each block of the network, by the block's name."""
-        return jax.device_get(_compiled_outputs(self.normalization)(self._placed, np.asarray(images)))
+        return jax.device_get(_compiled_outputs(*self._kind)(self._placed, np.asarray(images)))
 
 
-# Networks of one normalisation, such as a run's seeds, share their compiled programs.
+# Networks of one normalisation and number of classes, such as a run's seeds, share their compiled programs.
 @functools.cache
-def compiled_log_probabilities(normalization: Normalization, platform: str | None = None) -> Any:
+def compiled_log_probabilities(
+    normalization: Normalization, num_classes: int = NUM_CLASSES, platform: str | None = None
+) -> Any:
     """The program behind `Classifier.predict`; `platform` as in `compile_for_one_device`."""
 
     def log_probabilities(variables: Any, temperature: Float[Array, ""], images: Array, *, shifts: int) -> Array:
         steps = range(-shifts, shifts + 1)
         moved = jnp.concatenate([_shift(images, down, right) for down in steps for right in steps])
-        logits: Any = MNISTNet().apply(variables, normalization(moved))
+        logits: Any = MNISTNet(num_classes=num_classes).apply(variables, normalization(moved))
         each = jax.nn.log_softmax(logits / temperature).reshape(len(steps) ** 2, *images.shape[:1], -1)
         return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
@@ -105,32 +109,33 @@ def compiled_log_probabilities(normalization: Normalization, platform: str | Non
 
 
 @functools.cache
-def _compiled_outputs(normalization: Normalization) -> Any:
-    return compile_for_one_device(lambda variables, images: _run(normalization, variables, images)[1])
+def _compiled_outputs(normalization: Normalization, num_classes: int) -> Any:
+    return compile_for_one_device(lambda variables, images: _run(normalization, num_classes, variables, images)[1])
 
 
 @functools.cache
-def _compiled_features(normalization: Normalization) -> Any:
+def _compiled_features(normalization: Normalization, num_classes: int) -> Any:
     def features(variables: Any, images: Array) -> Array:
-        return _features(_run(normalization, variables, images)[1])
+        return _features(_run(normalization, num_classes, variables, images)[1])
 
     return compile_for_one_device(features)
 
 
 @functools.cache
-def _compiled_judgement(normalization: Normalization) -> Any:
+def _compiled_judgement(normalization: Normalization, num_classes: int) -> Any:
     def judgement(variables: Any, temperature: Float[Array, ""], images: Array) -> Array:
-        logits, outputs = _run(normalization, variables, images)
+        logits, outputs = _run(normalization, num_classes, variables, images)
         return jnp.concatenate([jax.nn.log_softmax(logits / temperature), _features(outputs)], axis=-1)
 
     return compile_for_one_device(judgement)
 
 
 def _run(
-    normalization: Normalization, variables: Any, images: UInt8[Array, "n 28 28"]
+    normalization: Normalization, num_classes: int, variables: Any, images: UInt8[Array, "n 28 28"]
 ) -> tuple[Float[Array, "n classes"], dict[str, Array]]:
     """The logits, and the outputs of all blocks by name."""
-    logits, state = MNISTNet().apply(variables, normalization(images), capture_intermediates=True)
+    model = MNISTNet(num_classes=num_classes)
+    logits, state = model.apply(variables, normalization(images), capture_intermediates=True)
     intermediates: Any = ops.computed(state["intermediates"])
     return logits, {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
 

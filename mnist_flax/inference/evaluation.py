@@ -1,12 +1,13 @@
 """How good a trained network is on a data set: `evaluate` measures it, `describe` tells the figures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnist_flax import data
-from mnist_flax.data import Examples
+from mnist_flax.data import Dataset, Examples
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, metrics
 from mnist_flax.inference.classifier import Classifier
@@ -23,7 +24,12 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    checkpoint: Path | None, dataset: str | None, split: str, data_dir: Path | None, shifts: int
+    checkpoint: Path | None,
+    dataset: str | None,
+    split: str,
+    data_dir: Path | None,
+    shifts: int,
+    load: Callable[[str, Path | None, int | None], Dataset] = data.load,
 ) -> Evaluation:
     """Measure a network on a split.
 
@@ -34,6 +40,7 @@ def evaluate(
             its run; of another one those that a run has by default.
         data_dir: TFDS data directory.
         shifts: see `Classifier.predict`.
+        load: `reading.folder.load`, which this layer may not import, if the data set may be a folder.
 
     Raises:
         UserError: the network or the data cannot be had.
@@ -41,7 +48,8 @@ def evaluate(
     network = classifier.load(checkpoint)
     name: str = dataset or network.card["dataset"]
     own = name == network.card["dataset"]
-    loaded = data.load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
+    loaded = load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
+    loaded = loaded.relabelled(network.class_names)
     if split == "validation" and loaded.selection_split != "validation":
         raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
     where = str(checkpoint) if checkpoint else "the shipped weights"
@@ -60,22 +68,24 @@ def figures_of(
     labels: metrics.Labels, log_probabilities: LogProbabilities, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Accuracy with its 95 % interval, loss, calibration error, figures of each class, confusion matrix."""
-    from sklearn.metrics import classification_report, confusion_matrix
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     predicted = log_probabilities.argmax(-1)
     correct = int((predicted == labels).sum())
-    classes, names = list(range(len(class_names))), list(class_names)
+    classes = list(range(len(class_names)))
     never_predicted: Any = 0.0  # the precision of such a class; scikit-learn would warn
-    report: Any = classification_report(
-        labels, predicted, labels=classes, target_names=names, output_dict=True, zero_division=never_predicted
-    )
+    figures: Any = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=never_predicted)
+    kinds = ("precision", "recall", "f1_score", "support")
     return {
         "num_examples": len(labels),
         "accuracy": correct / len(labels),
         "accuracy_ci95": metrics.accuracy_interval(correct, len(labels)),
         "loss": metrics.cross_entropy(labels, log_probabilities),
         "calibration_error": metrics.calibration_error(labels, log_probabilities),
-        "per_class": {name: {key.replace("-", "_"): value for key, value in report[name].items()} for name in names},
+        "per_class": {
+            name: dict(zip(kinds, map(float, row), strict=True))
+            for name, row in zip(class_names, np.transpose(figures), strict=True)
+        },
         "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
 

@@ -141,7 +141,8 @@ def _write_onnx(network: Classifier, path: Path, kind: str) -> Run:
         add("Relu", block)
         if block == "block4":
             add("MaxPool", "maxpool", kernel_shape=[2, 2], strides=[2, 2])
-    constants |= {f"final_conv.{part}": state_dict[f"final_conv.{part}"] for part in ("weight", "bias")}
+    used = slice(len(network.class_names))
+    constants |= {f"final_conv.{part}": state_dict[f"final_conv.{part}"][used] for part in ("weight", "bias")}
     add("GlobalAveragePool", "gap")
     add("Conv", "final_conv", "final_conv.weight", "final_conv.bias")
     add("Flatten", LOGITS)

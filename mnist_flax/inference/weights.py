@@ -57,7 +57,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     expected: Any = traverse_util.flatten_dict(variable_shapes(), sep="/")
     shapes, expected_shapes = ({name: x.shape for name, x in tree.items()} for tree in (tensors, expected))
     if any(name.startswith(_REFERENCE) for name in shapes):
-        sides = {"means": (NUM_CLASSES, novelty.NUM_FEATURES), "whitening": (novelty.NUM_FEATURES,) * 2}
+        names = card.get("class_names") if isinstance(card, dict) else None
+        num_classes = len(names) if isinstance(names, list) else NUM_CLASSES
+        sides = {"means": (num_classes, novelty.NUM_FEATURES), "whitening": (novelty.NUM_FEATURES,) * 2}
         expected_shapes |= {f"{_REFERENCE}/{name}": shape for name, shape in sides.items()}
     if shapes != expected_shapes:
         wrong = sorted(set(shapes.items()) ^ set(expected_shapes.items()))

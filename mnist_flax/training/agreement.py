@@ -1,4 +1,4 @@
-"""What all processes of a job must have in common: options, software, run directory, number of devices."""
+"""What all processes of a job must have in common: options, data, software, run directory, number of devices."""
 
 import hashlib
 import json
@@ -10,17 +10,18 @@ from pathlib import Path
 import jax
 
 from mnist_flax.config import Config, flag
+from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
 from mnist_flax.training.coordination import Interruption, from_process_0, meet, state
 
 
-def require_agreement(config: Config, interruption: Interruption) -> None:
+def require_agreement(config: Config, dataset: Dataset, interruption: Interruption) -> None:
     """Compare this process with process 0 before anything is written or computed.
 
     Raises:
         UserError: they differ; the message says in what.
     """
-    _require_same_options(config, interruption)
+    _require_same_options(config, dataset, interruption)
     _require_same_directory(config.workdir, interruption)
     if jax.device_count() != jax.process_count() * jax.local_device_count():
         raise UserError(
@@ -30,8 +31,9 @@ def require_agreement(config: Config, interruption: Interruption) -> None:
     meet("all agree", interruption)
 
 
-def _require_same_options(config: Config, interruption: Interruption) -> None:
+def _require_same_options(config: Config, dataset: Dataset, interruption: Interruption) -> None:
     ours = {flag(name): value for name, value in config.to_json().items() if name != "data_dir"}
+    ours["SHA-256 of the images"] = dataset.digest
     ours |= {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")}
     sources = sorted(path for path in Path(__file__).parents[1].rglob("*") if path.suffix in (".py", ".cc"))
     ours["SHA-256 of mnist_flax"] = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]

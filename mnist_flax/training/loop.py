@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from mnist_flax.augment import augment
+from mnist_flax.data import SIDE
 from mnist_flax.errors import UserError
 from mnist_flax.step import Totals
 from mnist_flax.training import messages
@@ -23,7 +24,7 @@ from mnist_flax.training.debugging import describe_divergence
 from mnist_flax.training.mesh import BY_REPLICA, place, to_host
 from mnist_flax.training.programs import RUN_ONCE, zero_totals
 from mnist_flax.training.records import epoch_row, model_card, summary_of
-from mnist_flax.training.run import Progress, Run, of_replica, start
+from mnist_flax.training.run import Progress, Run, from_trained, of_replica, start
 from mnist_flax.training.run_files import RunFiles
 from mnist_flax.training.selection import best_kept_epoch, still_training
 
@@ -42,6 +43,8 @@ def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
         if restored := files.restore(progress):
             progress = restored
             console.say(messages.resuming(run, progress))
+        elif run.initial is not None:
+            progress = from_trained(run, progress, run.initial())
         files.open_records(progress.histories)
         if files.is_main:
             files.boards[0].add_grid("augmented", augmented_samples(run), columns=8)
@@ -138,9 +141,9 @@ def finish_epoch(run: Run, progress: Progress, files: RunFiles, running: Any) ->
 
 
 def augmented_samples(run: Run) -> np.ndarray:
-    """The first training images, augmented as the first steps augment them."""
+    """The first 64 training images, over again if there are fewer, augmented as the first steps augment them."""
     warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
-    images: Array = jnp.asarray(run.dataset.train.images[:64])
+    images: Array = jnp.asarray(np.resize(run.dataset.train.images[:64], (64, SIDE, SIDE)))
     warped = warp(jax.random.key(run.config.seed), images, run.options.augmentation)
     return np.asarray(warped).round().astype(np.uint8)
 

@@ -27,6 +27,7 @@ def opening(run: Run, progress: Progress) -> list[str]:
         *([f"Training on 'digits', not on MNIST: {dataset.note}"] if dataset.note else []),
         f"{dataset.name}: {splits}",
         f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.name]}",
+        *([f"Starting from trained weights: {config.initial_weights}"] if config.initial_weights else []),
         *([f"Accelerators: {accelerators}"] if accelerators else []),
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epochs of {run.steps_per_epoch:,} steps of {config.batch_size} images, into {config.workdir}",

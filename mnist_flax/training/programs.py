@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import Config
-from mnist_flax.data import Examples, Normalization, in_rows
+from mnist_flax.data import NUM_CLASSES, Examples, Normalization, in_rows
 from mnist_flax.kernels import Kernels
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
@@ -54,18 +54,25 @@ def step_options(config: Config, normalization: Normalization, total_steps: int)
     )
 
 
-def create_state(seed: UInt32[Any, ""], config: Config, total_steps: int, kernels: Kernels = "xla") -> TrainState:
+def create_state(
+    seed: UInt32[Any, ""], config: Config, total_steps: int, kernels: Kernels = "xla", num_classes: int = NUM_CLASSES
+) -> TrainState:
     """A replica's state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
     tx = make_optimizer(config.optimizer, total_steps, config.max_lr, clip_norm=config.clip_norm)
-    return TrainState.create(init_variables(init_key), run_key, MNISTNet(DATA, kernels).apply, tx)
+    return TrainState.create(init_variables(init_key), run_key, MNISTNet(DATA, kernels, num_classes).apply, tx)
 
 
 def create_states(
-    seeds: UInt32[np.ndarray, " replicas"], mesh: Mesh, config: Config, total_steps: int, kernels: Kernels = "xla"
+    seeds: UInt32[np.ndarray, " replicas"],
+    mesh: Mesh,
+    config: Config,
+    total_steps: int,
+    kernels: Kernels = "xla",
+    num_classes: int = NUM_CLASSES,
 ) -> TrainState:
     """The states of all replicas, on the mesh."""
-    create = _create_each(config, total_steps, kernels)
+    create = _create_each(config, total_steps, kernels, num_classes)
     return jax.jit(create, out_shardings=NamedSharding(mesh, BY_REPLICA), compiler_options=RUN_ONCE)(seeds)
 
 
@@ -75,8 +82,9 @@ def shapes_of_states(num_replicas: int, mesh: Mesh, config: Config, total_steps:
     return place(jax.eval_shape(_create_each(config, total_steps, "xla"), seeds), mesh, BY_REPLICA)
 
 
-def _create_each(config: Config, total_steps: int, kernels: Kernels) -> Any:
-    return jax.vmap(functools.partial(create_state, config=config, total_steps=total_steps, kernels=kernels))
+def _create_each(config: Config, total_steps: int, kernels: Kernels, num_classes: int = NUM_CLASSES) -> Any:
+    fixed = {"config": config, "total_steps": total_steps, "kernels": kernels, "num_classes": num_classes}
+    return jax.vmap(functools.partial(create_state, **fixed))
 
 
 def in_turns(mesh: Mesh) -> bool:
@@ -159,9 +167,11 @@ class Figures:
 class EvaluationProgram:
     """`step.evaluate` compiled for a mesh: loss and accuracy of replicas over a split."""
 
-    def __init__(self, mesh: Mesh, normalization: Normalization, kernels: Kernels = "xla") -> None:
+    def __init__(
+        self, mesh: Mesh, normalization: Normalization, kernels: Kernels = "xla", num_classes: int = NUM_CLASSES
+    ) -> None:
         self._mesh = mesh
-        apply = MNISTNet(kernels=kernels).apply
+        apply = MNISTNet(kernels=kernels, num_classes=num_classes).apply
         self._evaluate: Any = compile_per_device(
             functools.partial(evaluate, apply_fn=apply, normalization=normalization, in_turns=in_turns(mesh)),
             mesh,

@@ -1,6 +1,7 @@
 """A run: what is fixed when it starts (`Run`), and what changes while it trains (`Progress`)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from mnist_flax.data import Dataset, Examples
 from mnist_flax.kernels import Choice
 from mnist_flax.optim import Schedule, one_cycle
 from mnist_flax.step import StepOptions, Totals, TrainState
-from mnist_flax.training.mesh import to_host
+from mnist_flax.training.mesh import BY_REPLICA, place, to_host
 from mnist_flax.training.programs import (
     EvaluationProgram,
     TrainingProgram,
@@ -33,6 +34,7 @@ class Run:
         validation: the validation split in batches on the mesh.
         learning_rate: its schedule.
         kernels: what computes its convolutions and BatchNorm.
+        initial: loads the variables that it starts from; None if it starts from random ones.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class Run:
     validation: Examples
     learning_rate: Schedule
     kernels: Choice
+    initial: Callable[[], dict[str, Any]] | None = None
 
     @property
     def seeds(self) -> UInt32[np.ndarray, " replicas"]:
@@ -93,12 +96,18 @@ class Progress(NamedTuple):
         return int(to_host(self.state.step).max())
 
 
-def prepare(config: Config, dataset: Dataset, mesh: Mesh, kernels: Choice) -> Run:
+def prepare(
+    config: Config,
+    dataset: Dataset,
+    mesh: Mesh,
+    kernels: Choice,
+    initial: Callable[[], dict[str, Any]] | None = None,
+) -> Run:
     """A run on a mesh, its data placed and its programs ready to be compiled."""
     steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
     total_steps = (config.epochs or 0) * steps_per_epoch
     options = step_options(config, dataset.normalization, total_steps)
-    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name)
+    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, len(dataset.class_names))
     return Run(
         config=config,
         dataset=dataset,
@@ -109,13 +118,21 @@ def prepare(config: Config, dataset: Dataset, mesh: Mesh, kernels: Choice) -> Ru
         validation=evaluation.batches(dataset.validation),
         learning_rate=one_cycle(total_steps, config.max_lr)[0],
         kernels=kernels,
+        initial=initial,
     )
 
 
 def start(run: Run) -> Progress:
-    """The progress of a run before its first step."""
-    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps, run.kernels.name)
+    """The progress of a run before its first step, from random weights."""
+    num_classes = len(run.dataset.class_names)
+    state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps, run.kernels.name, num_classes)
     return Progress(state, zero_totals(run.config.num_seeds, run.mesh), [[] for _ in run.seeds], 0.0)
+
+
+def from_trained(run: Run, progress: Progress, variables: dict[str, Any]) -> Progress:
+    """The same, but every replica has these variables."""
+    each = jax.tree.map(lambda x: np.repeat(x[None], len(run.seeds), axis=0), variables)
+    return progress._replace(state=progress.state.replace(**place(each, run.mesh, BY_REPLICA)))
 
 
 def of_replica(tree: Any, i: int) -> Any:

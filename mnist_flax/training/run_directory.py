@@ -1,5 +1,6 @@
 """The run directory: who may write it, and whose run it holds."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,10 +19,35 @@ CONFIG, SUMMARY, NETWORK = "config.json", "summary.json", "network.safetensors"
 OWN_FILES = (CONFIG, "metrics.jsonl", SUMMARY, NETWORK, "best", "last", "hparams", "report", "events.out.tfevents.*")
 
 
+def read_config(path: Path) -> Config:
+    """The configuration in a run's config.json.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))  # editors may add a byte order mark
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})
+        if unknown:
+            raise ValueError(f"there is no option {json.dumps(unknown[0])[:50]}")
+        return Config.from_json(values)
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, UserError) as error:
+        raise UserError(f"--config {path} is not a run's config.json ({error})") from error
+
+
 def seed_directories(workdir: Path) -> list[Path]:
     """The directories of the seeds of a run of several, in order. A folder with a name like "seed-3 (copy)" is none."""
     found = [path for path in workdir.glob("seed-*") if re.fullmatch("seed-[0-9]+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run has saved a state to go on from, sound or not."""
+    return any((workdir / "last").glob("*"))
 
 
 def directories_of(config: Config) -> list[Path]:

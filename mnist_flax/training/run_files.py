@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mnist_flax.errors import UserError
 from mnist_flax.files import write_json
 from mnist_flax.step import Totals
 from mnist_flax.training.checkpoint import Checkpoints, none_left, resumable
@@ -26,7 +27,7 @@ class RunFiles:
     def __init__(self, run: Run) -> None:
         workdir = run.config.workdir
         self.is_main = jax.process_index() == 0
-        self.workdir = workdir
+        self.workdir, self.digest = workdir, run.dataset.digest
         self.directories = directories_of(run.config)
         self.best = [Checkpoints(directory / "best") for directory in self.directories]
         self.last = Checkpoints(workdir / "last")
@@ -36,11 +37,16 @@ class RunFiles:
         """The progress that the newest `last` checkpoint holds, placed like `progress`; None if there is none.
 
         Raises:
-            UserError: a network that the run selected has no sound checkpoint left.
+            UserError: a network that the run selected has no sound checkpoint left, or the data set has changed.
         """
         restored = self.last.restore(like={"state": resumable(progress.state), "totals": progress.totals})
         if restored is not None:
             arrays, metadata = restored
+            if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
+                raise UserError(
+                    f"{self.workdir} holds a run on other images than there are now: put back those of its start, "
+                    "or choose another --workdir"
+                )
             progress = Progress(
                 progress.state.replace(**arrays["state"]),
                 Totals(*arrays["totals"]),
@@ -63,7 +69,11 @@ class RunFiles:
     def save_last(self, progress: Progress) -> None:
         """Write all that the run needs to go on from here."""
         state = {"state": resumable(progress.state), "totals": progress.totals}
-        metadata = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
+        metadata = {
+            "histories": progress.histories,
+            "epoch_seconds": progress.epoch_seconds,
+            "data": self.digest,
+        }
         self.last.save(progress.step, state, metadata)
 
     def write_epoch(self, i: int, history: list[Row]) -> None:

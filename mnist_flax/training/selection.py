@@ -1,6 +1,7 @@
 """Decisions of a run as pure functions of its history: which epoch is best, when to stop; and statistics over seeds."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,25 @@ from mnist_flax.config import Config
 Row = dict[str, Any]  # the record of one epoch, a line of metrics.jsonl
 
 
+# Fewer held-out images do not tell epochs apart: 46 images of `digits` took the shipped network from 93.7 to 95.5 % by
+# the last epoch, and to 93.8 % by the first epoch in which the most of 4 held-out images were right (means of 5 draws).
+FEWEST = 100
+
+
 def best_epoch(history: list[Row]) -> int:
-    """The first epoch with the highest validation accuracy, counted from 1."""
-    return 1 + max(range(len(history)), key=lambda i: (history[i]["val_accuracy"], -i))
+    """The first epoch with the highest validation accuracy, counted from 1; of few held-out images the last epoch."""
+    return _best(history, range(len(history)))
 
 
 def best_kept_epoch(history: list[Row]) -> int:
     """The same among the epochs whose checkpoints are not lost; `RunFiles.restore` marks those that are."""
-    return best_epoch([{**row, "val_accuracy": -1.0} if row.get("checkpoint_lost") else row for row in history])
+    return _best(history, [i for i, row in enumerate(history) if not row.get("checkpoint_lost")] or [0])
+
+
+def _best(history: list[Row], epochs: Sequence[int]) -> int:
+    if history[-1].get("val_images", FEWEST) < FEWEST:  # rows of earlier versions do not have it
+        return 1 + epochs[-1]
+    return 1 + max(epochs, key=lambda i: (history[i]["val_accuracy"], -i))
 
 
 def stop_reason(history: list[Row], config: Config) -> str | None:

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from mnist_flax import data
 from mnist_flax.augment import augment
 from mnist_flax.config import Config
+from mnist_flax.data import Dataset
 from mnist_flax.files import write_text
 from mnist_flax.inference import classifier
 from mnist_flax.inference.evaluation import measure
+from mnist_flax.reading import folder
 from mnist_flax.training.programs import RUN_ONCE, augmentation_of
 from mnist_flax.views import charts, html, plots, runs, sections
 from mnist_flax.views.html import Html, element
@@ -21,10 +22,11 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 _SAMPLES = 8
 
 
-def write_report(paths: list[Path], output: Path, data_dir: Path | None = None) -> Path:
+def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, dataset: Dataset | None = None) -> Path:
     """Write `output`/report.html, which needs no other file, and its pictures beside it as PNGs.
 
-    Learning curves are those of all runs; the rest is of the first run's best network.
+    Learning curves are those of all runs; the rest is of the first run's best network. `dataset` is what that was
+    trained on, if it is loaded.
 
     Raises:
         UserError: a run or the data it was trained on cannot be read.
@@ -33,7 +35,8 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None) 
     first, histories = every[0], runs.histories(every)
     network = classifier.load(first.path)
     config = first.config or Config.from_json(network.card["config"])
-    dataset = data.load(network.card["dataset"], data_dir, config.val_size)
+    dataset = dataset or folder.load(network.card["dataset"], data_dir, config.val_size)
+    dataset = dataset.relabelled(network.class_names)
     evaluation = measure(network, dataset.test, 0)
     images = dataset.train.images[:_SAMPLES]
     samples = _augmented(images, config)

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnist_flax.config import CARRYING_OUT, PRESETS, Config, flag, read
+from mnist_flax.config import CARRYING_OUT, Config, defaults, flag
 from mnist_flax.inference.metrics import accuracy_interval
 from mnist_flax.training.records import read_history, read_summary
-from mnist_flax.training.run_directory import CONFIG, seed_directories
+from mnist_flax.training.run_directory import CONFIG, read_config, seed_directories
 from mnist_flax.training.selection import Row, best_epoch
 from mnist_flax.views.charts import Histories
 from mnist_flax.views.html import Html, element, join, table
@@ -43,7 +43,7 @@ def read_run(path: Path) -> Run:
     """
     home = path.parent if path.name.startswith("seed-") and not (path / CONFIG).exists() else path
     seeds = [(part, read_history(part)) for part in seed_directories(path) or [path]]
-    config = read(home / CONFIG) if (home / CONFIG).exists() else None
+    config = read_config(home / CONFIG) if (home / CONFIG).exists() else None
     summary = read_summary(home)
     if summary is None:
         return Run(path, home, seeds, config, [_so_far(*seed) for seed in seeds], None)
@@ -111,7 +111,7 @@ def arguments(config: Config) -> list[str]:
 
     The inverse of the command's `parse`.
     """
-    current, preset = config.to_json(), PRESETS[config.preset].to_json()
+    current, preset = config.to_json(), defaults(config.preset, config.dataset, config.initial_weights).to_json()
     names = [name for name in current if name not in CARRYING_OUT and current[name] != preset[name]]
     if config.preset != "default":
         names.insert(0, "preset")

@@ -10,6 +10,17 @@ def test_best_epoch_is_the_first_of_the_highest():
     assert best_epoch(history(0.1, 0.9, 0.8, 0.9)) == 2
 
 
+def test_few_held_out_images_do_not_tell_which_epoch_is_best():
+    rows = history(0.1, 0.9, 0.8)
+    for row in rows:
+        row["val_images"] = 99
+    assert best_epoch(rows) == best_kept_epoch(rows) == 3
+    rows[2]["checkpoint_lost"] = True
+    assert best_kept_epoch(rows) == 2
+    rows[2]["val_images"] = 100
+    assert best_epoch(rows) == 2
+
+
 def test_stops_after_patience_epochs_without_improvement():
     config = Config(epochs=20, patience=3)
     assert stop_reason(history(), config) is None

@@ -1,3 +1,4 @@
+import dataclasses
 import html
 import json
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_flax import report, train
+from mnist_flax import data, report, train
 from mnist_flax.config import PRESETS, Config
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, metrics
@@ -150,16 +151,19 @@ def test_several_runs(run, tmp_path):
 
 
 def test_names_are_text_whatever_they_are(run, tmp_path, monkeypatch):
+    names = tuple(f"{HOSTILE}{i}" for i in range(10))  # as folders of images may be called
+
     def load(path):
         network = classifier_load(path)
-        network.class_names = tuple(f"{HOSTILE}{i}" for i in range(10))
+        network.class_names = names
         return network
 
     classifier_load = classifier.load
     monkeypatch.setattr(classifier, "load", load)
     monkeypatch.chdir(tmp_path)
     hostile = [copy(run, Path(f"{HOSTILE}{i}")) for i in range(2)]
-    page = write_report(hostile, Path("out")).read_text()
+    dataset = dataclasses.replace(data.load("digits", None, None), class_names=names)
+    page = write_report(hostile, Path("out"), dataset=dataset).read_text()
     assert "<img src=x" not in page
     assert page.count(html.escape(hostile[0].name)) >= 4  # title, heading, legend, table
     assert html.escape(f"{HOSTILE}9") in page
