@@ -110,7 +110,9 @@ def trace(program: str, mesh: Any, config: Any, num_replicas: int) -> Any:
     variables, temperature, images = place(
         (variable_shapes(), jax.ShapeDtypeStruct((), np.float32), examples(size).images), one
     )
-    return compiled_log_probabilities(normalization, platform_of(mesh)).trace(variables, temperature, images, shifts=0)
+    return compiled_log_probabilities(normalization, platform=platform_of(mesh)).trace(
+        variables, temperature, images, shifts=0
+    )
 
 
 def figures_of(lowered: Any, platform: str, save: Callable[[str], Any]) -> dict[str, Any]:

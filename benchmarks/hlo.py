@@ -5,7 +5,17 @@ import math
 import re
 from typing import NamedTuple
 
-_NO_WORK = {"get-tuple-element", "tuple", "parameter", "bitcast", "constant", "after-all", "while", "copy-done"}
+_NO_WORK = {
+    "get-tuple-element",
+    "tuple",
+    "parameter",
+    "bitcast",
+    "constant",
+    "after-all",
+    "while",
+    "copy-done",
+    "all-reduce-done",
+}
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 _COLLECTIVES = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?"
 
