@@ -231,16 +231,16 @@ def defaults(preset: str, dataset: str, initial_weights: str | None) -> Config:
 
 def completed(config: Config, dataset: str, num_train: int, val_size: int) -> Config:
     """`config` with what depends on the data set filled in: its name, epochs, patience, number of held-out images."""
-    defaults = DEFAULTS_FOR.get(dataset, DEFAULTS)
+    suited = DEFAULTS_FOR.get(dataset, DEFAULTS)
     if dataset not in NAMES:
         steps = STEPS_FROM_TRAINED if config.initial_weights else STEPS
-        defaults = {"epochs": max(10, -(-steps // -(-num_train // config.batch_size))), "patience": 20}
+        suited = {"epochs": max(10, -(-steps // -(-num_train // config.batch_size))), "patience": 20}
     return dataclasses.replace(
         config,
         dataset=dataset,
         val_size=val_size,
-        epochs=defaults["epochs"] if config.epochs is None else config.epochs,
-        patience=defaults["patience"] if config.patience is None else config.patience,
+        epochs=suited["epochs"] if config.epochs is None else config.epochs,
+        patience=suited["patience"] if config.patience is None else config.patience,
     )
 
 

@@ -153,14 +153,18 @@ def _conv_fwd(inputs: Array, kernel: Array, padding: Padding) -> tuple[Array, An
 
 
 def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array, Array]:
-    by_patches = functools.partial(jax.vjp, functools.partial(_patch_conv, padding=padding))
     return lax.platform_dependent(
         *residuals,
         cotangent,
         cpu=functools.partial(_conv_gradients, padding=padding),
         tpu=functools.partial(bands.gradients, padding=padding),
-        default=lambda inputs, kernel, cotangent: by_patches(inputs, kernel)[1](cotangent),
+        default=functools.partial(_patch_gradients, padding=padding),
     )
+
+
+def _patch_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: Padding) -> tuple[Array, Array]:
+    """Both gradients of `_patch_conv`, by JAX: products with the patches are fast on a GPU."""
+    return jax.vjp(functools.partial(_patch_conv, padding=padding), inputs, kernel)[1](cotangent)
 
 
 def _conv_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: Padding) -> tuple[Array, Array]:
