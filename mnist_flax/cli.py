@@ -2,10 +2,12 @@
 
 import argparse
 import functools
+import glob
 import io
 import json
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -88,6 +90,23 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up to seconds
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as a sentence; what JAX says of a damaged file in the compilation cache is acted on instead.
+
+    JAX writes such a file in place, and leaves one that is there as it is. If a full disk or a kill cuts one short, it
+    warns at every start, and compiles that program every time. So the file is removed, and JAX writes it anew.
+    """
+    damaged = re.match("Error reading persistent compilation cache entry for '(.+?)'", str(message))
+    if not damaged:
+        print(f"warning: {message}", file=sys.stderr)
+        return
+    import jax
+
+    directory = Path(jax.config.jax_compilation_cache_dir)  # pyright: ignore[reportAttributeAccessIssue]
+    for path in directory.glob(f"{glob.escape(damaged[1])}-*"):
+        path.unlink(missing_ok=True)
+
+
 def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
     """Turn expected failures of a command's `main` into a sentence and an exit status, and warnings into sentences.
 
@@ -98,7 +117,7 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
     def wrapped(arguments: Sequence[str] | None = None) -> None:
         # JAX would take three quarters of a GPU's memory at once; this network needs a thousandth of that.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+        warnings.showwarning = _show_warning
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal without "·", a file name that is no valid text

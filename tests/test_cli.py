@@ -82,6 +82,32 @@ def test_a_gpu_is_not_reserved_unless_the_user_says_so(given, expected, monkeypa
     assert seen == [expected]
 
 
+def test_a_damaged_file_in_the_compilation_cache_is_written_anew(tmp_path):
+    """As a full disk leaves it: JAX would warn at every start, and compile that program every time."""
+    program = """
+from mnist_flax import cli
+def main(arguments):
+    import jax
+    cli.use_compilation_cache()
+    print(jax.jit(lambda x: 3 * x)(2.0))
+cli.command(main)([])
+"""
+
+    def answer():
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout, done.stderr
+
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    assert answer() == ("6.0\n", "")
+    [kept] = (tmp_path / "mnist_flax").glob("*lambda*-cache")
+    content = kept.read_bytes()
+    kept.write_bytes(content[: len(content) // 2])
+    assert answer() == ("6.0\n", "")
+    assert kept.stat().st_size > len(content) // 2
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     command = [sys.executable, "-m", "mnist_flax.summary"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
