@@ -14,15 +14,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
-
 
 def convolve(
-    inputs: Float[Array, "n h w c_in"], kernel: Float[Array, "kh kw c_in c_out"], padding: Padding
+    inputs: Float[Array, "n h w c_in"], kernel: Float[Array, "kh kw c_in c_out"], padding: int
 ) -> Float[Array, "n h_out w_out c_out"]:
-    """The convolution with stride 1."""
+    """The convolution with stride 1, and with `padding` zeros on each side."""
     n, height, width, c_in = inputs.shape
-    band = _band(kernel, width, padding[1])
+    band = _band(kernel, width, padding)
     outputs = _along_rows(inputs.reshape(n, height, width * c_in), band, padding)
     return outputs.reshape(*outputs.shape[:2], -1, kernel.shape[-1])
 
@@ -31,45 +29,45 @@ def gradients(
     inputs: Float[Array, "n h w c_in"],
     kernel: Float[Array, "kh kw c_in c_out"],
     cotangent: Float[Array, "n h_out w_out c_out"],
-    padding: Padding,
+    padding: int,
 ) -> tuple[Array, Array]:
     """Those of `convolve` with respect to its inputs and to the kernel."""
     n, height, width, c_in = inputs.shape
-    band = _band(kernel, width, padding[1])
+    band = _band(kernel, width, padding)
     rows = inputs.reshape(n, height, width * c_in)
     _, transposed = jax.vjp(functools.partial(_along_rows, padding=padding), rows, band)
     d_rows, d_band = transposed(cotangent.reshape(*cotangent.shape[:2], -1))
     # A kernel's gradient is the sum of the numbers along its bands, in full precision.
-    precise = functools.partial(_band, width=width, padding=padding[1], precision="highest")
+    precise = functools.partial(_band, width=width, padding=padding, precision="highest")
     [d_kernel] = jax.linear_transpose(precise, kernel)(d_band)
     return d_rows.reshape(inputs.shape), d_kernel
 
 
-def _along_rows(rows: Float[Array, "n h x"], band: Float[Array, "kh x y"], padding: Padding) -> Array:
-    return lax.conv_general_dilated(rows, band, (1,), padding[:1], dimension_numbers=("NHC", "HIO", "NHC"))
+def _along_rows(rows: Float[Array, "n h x"], band: Float[Array, "kh x y"], padding: int) -> Array:
+    return lax.conv_general_dilated(rows, band, (1,), [(padding, padding)], dimension_numbers=("NHC", "HIO", "NHC"))
 
 
 def _band(
-    kernel: Float[Array, "kh kw c_in c_out"], width: int, padding: tuple[int, int], precision: str | None = None
+    kernel: Float[Array, "kh kw c_in c_out"], width: int, padding: int, precision: str | None = None
 ) -> Float[Array, "kh x y"]:
     """For each row of the kernel the matrix that maps a row of the input to a row of the output.
 
-    Entry (x, y), of input column i and output column o, is the kernel's column i - o + left, or 0 outside it. Products
-    with matrices of zeros and ones make it, not copies: a TPU moves columns of 8 to 20 numbers slowly.
+    Entry (x, y), of input column i and output column o, is the kernel's column i - o + padding, or 0 outside it.
+    Products with matrices of zeros and ones make it, not copies: a TPU moves columns of 8 to 20 numbers slowly.
     """
     height, columns, c_in, c_out = kernel.shape
     i, input_channel = np.divmod(np.arange(width * c_in)[:, None], c_in)
-    o, output_channel = np.divmod(np.arange((width + sum(padding) - columns + 1) * c_out), c_out)
+    o, output_channel = np.divmod(np.arange((width + 2 * padding - columns + 1) * c_out), c_out)
     across = (np.arange(c_out)[:, None] == output_channel).astype(kernel.dtype)
     repeated = jnp.matmul(kernel.reshape(-1, c_out), across, precision=precision).reshape(height, columns, c_in, -1)
     # Modulo the kernel's width, its column depends on i by a remainder r alone: choose for each r, repeat downwards.
     r = np.arange(columns)[:, None, None]
-    chosen = [(r - o + padding[0]) % columns == k for k in range(columns)]
+    chosen = [(r - o + padding) % columns == k for k in range(columns)]
     shifted: Any = sum(jnp.where(chosen[k], repeated[:, k, None], 0) for k in range(columns))
     remainder, channel = np.divmod(np.arange(columns * c_in), c_in)
     down = ((input_channel == channel) & (i % columns == remainder)).astype(kernel.dtype)
     band = jnp.einsum("xz,hzy->hxy", down, shifted.reshape(height, columns * c_in, -1), precision=precision)
-    column = jnp.asarray(i + padding[0]) - o
+    column = jnp.asarray(i + padding) - o
     return jnp.where(column.astype(jnp.uint32) < columns, band, 0)
 
 

@@ -13,7 +13,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnist_flax import bands
-from mnist_flax.bands import Padding
 from mnist_flax.kernels import Kernels, native
 from mnist_flax.kernels.native import Packs
 
@@ -91,15 +90,15 @@ def convolve(
         if not isinstance(x, Deferred):
             return native.convolve(Packs.of(x), jnp.zeros(0, jnp.float32), kernel, padding)
         return native.convolve(Packs.of(x.values), jnp.stack([x.factor, x.offset]), kernel, padding, x.pooled)
-    y: Any = _conv(computed(x), kernel, ((padding, padding), (padding, padding)))
+    y: Any = _conv(computed(x), kernel, padding)
     return y, _sums(y)
 
 
-def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
-    return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+def _plain_conv(inputs: Array, kernel: Array, padding: int, strides: tuple[int, int] = (1, 1)) -> Array:
+    return lax.conv_general_dilated(inputs, kernel, strides, [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS)
 
 
-def _column_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+def _column_conv(inputs: Array, kernel: Array, padding: int) -> Array:
     """The same convolution; several adjacent output columns are computed as output channels of a wider kernel.
 
     XLA's CPU convolution packs a patch of k*k*c_in numbers for every output pixel, and uses it for c_out products only:
@@ -110,30 +109,30 @@ def _column_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     `y[..., s, c_out]` are the same bytes.
     """
     kernel_width, c_in, c_out = kernel.shape[1:]
-    width = inputs.shape[2] + sum(padding[1]) - kernel_width + 1
+    width = inputs.shape[2] + 2 * padding - kernel_width + 1
     columns = width // 2 if c_in == 1 else 2  # one channel: packing is all the work
     if kernel_width == 1 or columns < 2 or width % columns:
         return _plain_conv(inputs, kernel, padding)
     shifted = [jnp.pad(kernel, ((0, 0), (s, columns - 1 - s), (0, 0), (0, 0))) for s in range(columns)]
     wide_kernel = jnp.concatenate(shifted, axis=-1)
-    outputs = lax.conv_general_dilated(inputs, wide_kernel, (1, columns), padding, dimension_numbers=_DIMENSIONS)
+    outputs = _plain_conv(inputs, wide_kernel, padding, (1, columns))
     return outputs.reshape(*outputs.shape[:2], width, c_out)
 
 
-def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+def _patch_conv(inputs: Array, kernel: Array, padding: int) -> Array:
     """The same convolution as one matrix product: of each output pixel's patch and the kernel.
 
     For GPUs. `vmap`ped over replicas it is a batched product, where a plain convolution becomes a grouped one, which
     cuDNN computes slowly: a step of 20 replicas of 64 images takes an H100 3.9 ms, and 12.5 ms with plain ones.
     """
     height, width, c_in, c_out = kernel.shape
-    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    padded = jnp.pad(inputs, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = padded.shape[1] - height + 1, padded.shape[2] - width + 1
     shifted = [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(height * width * c_in, c_out)
 
 
-def _forward_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+def _forward_conv(inputs: Array, kernel: Array, padding: int) -> Array:
     return lax.platform_dependent(
         inputs,
         kernel,
@@ -144,15 +143,15 @@ def _forward_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+def _conv(inputs: Array, kernel: Array, padding: int) -> Array:
     return _forward_conv(inputs, kernel, padding)
 
 
-def _conv_fwd(inputs: Array, kernel: Array, padding: Padding) -> tuple[Array, Any]:
+def _conv_fwd(inputs: Array, kernel: Array, padding: int) -> tuple[Array, Any]:
     return _forward_conv(inputs, kernel, padding), (inputs, kernel)
 
 
-def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array, Array]:
+def _conv_bwd(padding: int, residuals: Any, cotangent: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(
         *residuals,
         cotangent,
@@ -162,12 +161,12 @@ def _conv_bwd(padding: Padding, residuals: Any, cotangent: Array) -> tuple[Array
     )
 
 
-def _patch_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: Padding) -> tuple[Array, Array]:
+def _patch_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: int) -> tuple[Array, Array]:
     """Both gradients of `_patch_conv`, by JAX: products with the patches are fast on a GPU."""
     return jax.vjp(functools.partial(_patch_conv, padding=padding), inputs, kernel)[1](cotangent)
 
 
-def _conv_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: Padding) -> tuple[Array, Array]:
+def _conv_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: int) -> tuple[Array, Array]:
     """Both gradients as ordinary NHWC/HWIO convolutions.
 
     JAX's own gradients are convolutions with permuted dimension numbers, for which XLA's CPU runtime does not use its
@@ -176,10 +175,7 @@ def _conv_gradients(inputs: Array, kernel: Array, cotangent: Array, padding: Pad
     12 times as long with them.
     """
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    (top, bottom), (left, right) = padding
-    height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
-    spread = ((height - top, height - bottom), (width - left, width - right))
-    d_inputs = _forward_conv(cotangent, flipped, spread)
+    d_inputs = _forward_conv(cotangent, flipped, kernel.shape[0] - 1 - padding)
     # A convolution whose batch is the input channels, whose channels are the batch, and whose kernel is the cotangent.
     d_kernel = _plain_conv(inputs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding)
     return d_inputs, d_kernel.transpose(1, 2, 0, 3)

@@ -30,7 +30,8 @@ def opening(run: Run, progress: Progress) -> list[str]:
         *([f"Starting from trained weights: {config.initial_weights}"] if config.initial_weights else []),
         *([f"Accelerators: {accelerators}"] if accelerators else []),
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
-        f"{run.epochs} epochs of {run.steps_per_epoch:,} steps of {config.batch_size} images, into {config.workdir}",
+        f"{run.epochs} epoch{'s' * (run.epochs != 1)} of {run.steps_per_epoch:,} steps of {config.batch_size} images, "
+        f"into {config.workdir}",
     ]
 
 

@@ -90,8 +90,8 @@ def test_bands_are_convolutions(size, c_in, c_out, width, padding):
     pads = ((padding, padding), (padding, padding))
     plain = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=pads)
     expected, transposed = jax.vjp(lambda x, k: plain(x, k, dimension_numbers=("NHWC", "HWIO", "NHWC")), x, kernel)
-    np.testing.assert_allclose(bands.convolve(x, kernel, pads), expected, atol=1e-5)
-    for ours, theirs in zip(bands.gradients(x, kernel, expected, pads), transposed(expected), strict=True):
+    np.testing.assert_allclose(bands.convolve(x, kernel, padding), expected, atol=1e-5)
+    for ours, theirs in zip(bands.gradients(x, kernel, expected, padding), transposed(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
