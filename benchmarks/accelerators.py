@@ -137,7 +137,6 @@ def figures_of(lowered: Any, platform: str, save: Callable[[str], Any]) -> dict[
         figures["kernels"] = len(kernels)
         figures["by part"] = hlo.counts([hlo.part_of(kernel) for kernel in kernels])
         figures["by kind"] = hlo.counts([hlo.kind_of(kernel) for kernel in kernels])
-        figures["convolution algorithms"] = hlo.convolution_algorithms(text)
     return figures
 
 

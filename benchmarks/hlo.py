@@ -88,12 +88,6 @@ def counts(names: list[str]) -> dict[str, int]:
     return dict(collections.Counter(names).most_common())
 
 
-def convolution_algorithms(text: str) -> dict[str, int]:
-    """How many of a step's convolutions use which algorithm of cuDNN; -1: it is chosen when the program is loaded."""
-    lines = "\n".join(instruction.line for instruction in kernels(text) if kind_of(instruction) == "convolution")
-    return counts(re.findall(r'"algo_id":"?(-?\d+)', lines))
-
-
 def collectives(text: str) -> tuple[int, int]:
     """How many a step has, and the bytes of their results on one device."""
     found = [i for i in instructions_of(text) if re.fullmatch(_COLLECTIVES, i.operation)]
