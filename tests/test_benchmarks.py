@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import fresh_variables
+from conftest import fresh_variables, normal
 
 from benchmarks import tables
 from benchmarks.__main__ import Row, main, measure, summarise, table
@@ -69,7 +69,7 @@ def test_mistakes_are_answered_in_one_sentence(monkeypatch, capsys, arguments, m
 
 def test_plain_flax_is_the_same_network():
     variables = fresh_variables(0)
-    images = jax.random.normal(jax.random.key(1), (4, 28, 28, 1))
+    images = normal(1, 4, 28, 28, 1)
 
     @jax.jit
     def both(variables):

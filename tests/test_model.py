@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import fresh_variables, state_dict
+from conftest import fresh_variables, normal, state_dict
 
 from mnist_flax import ops, summary
 from mnist_flax.data import Normalization
@@ -108,7 +108,7 @@ def test_golden_forward(golden):
 
 
 def test_running_variance_is_unbiased_as_in_pytorch():
-    x = jax.random.normal(jax.random.key(1), (2, 2, 2, 3))
+    x = normal(1, 2, 2, 2, 3)
     sums = jnp.stack([x.sum((0, 1, 2)), (x * x).sum((0, 1, 2))])
     norm = BatchNormReLU()
     variables = norm.init(jax.random.key(0), x, sums, train=False)

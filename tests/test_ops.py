@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
 from jax import lax
 
 from mnist_flax import ops
@@ -22,10 +23,6 @@ CONVOLUTIONS = [
     (7, 1, 3, 1, 3),
     (3, 1, 2, 0, 3),
 ]
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 @pytest.mark.parametrize(("side", "c_in", "c_out", "padding", "size"), CONVOLUTIONS)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import normal
 from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from mnist_flax.model import variable_shapes
@@ -27,7 +28,7 @@ def test_golden_short_one_cycle(golden):
 
 def parameters(seed=0):
     """A tree like the network's, of random numbers."""
-    leaf = lambda p: jax.random.normal(jax.random.key(p.size + seed), p.shape)  # noqa: E731
+    leaf = lambda p: normal(p.size + seed, *p.shape)  # noqa: E731
     return jax.tree.map(leaf, variable_shapes()["params"])
 
 
@@ -98,7 +99,7 @@ def test_gradient_is_clipped_to_the_norm():
 
 def test_muon_steps_kernels_along_an_orthogonal_matrix_and_the_rest_by_adam():
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variable_shapes()["params"])
-    gradient = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    gradient = jax.tree.map(lambda p: normal(p.size, *p.shape), params)
     optimizers = [make_optimizer(name, 10, 0.01, clip_norm=1.0) for name in ("muon", "adam")]
     muon, adam = (update(optimizer, gradient, params) for optimizer in optimizers)
     rate = 0.01 / 25

@@ -117,8 +117,8 @@ def fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) -> 
             url_infos=url_infos,
             dataset_name=name,
         )
-        paths: Any = manager.download(urls)
-        return [Path(path) for path in paths]
+        # One after the other: if one fails, no thread goes on trying to get another, for which the exit would wait.
+        return [Path(manager.download(url)) for url in urls]
     except NonMatchingChecksumError as error:
         url, path = _offenders(error)
         raise UserError(complaint(name, _file_of(url), path)) from error
