@@ -27,7 +27,7 @@ OPTIONS = [
     "--dataset",
     "digits",
     "--epochs",
-    "8",
+    "6",
     "--patience",
     "0",
     "--no-report",

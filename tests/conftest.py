@@ -27,19 +27,20 @@ def _mnist_directory() -> Path | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory):
-    """Commands run by tests share their compiled programs with each other, and not with the user's own."""
+    """All tests, and the commands that they run, share their compiled programs, and not with the user's own.
+
+    Most of their time is compilation. Processes that run tests side by side have one directory.
+    """
     from mnist_flax.cli import use_compilation_cache
     from mnist_flax.kernels import native
 
-    cache, shared = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp().parent / "shared"
-    with pytest.MonkeyPatch.context() as patch, FileLock(f"{shared}.lock"):
-        patch.setenv("XDG_CACHE_HOME", str(shared))
-        native.why_not()  # processes that run tests side by side compile the CPU kernels once
-    if shared.exists():
-        shutil.copytree(shared, cache, dirs_exist_ok=True)
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        use_compilation_cache()  # so do tests in this process: most of their time is compilation
+        with FileLock(f"{cache}.lock"):
+            native.why_not()  # compiles the CPU kernels, once
+        use_compilation_cache()
         yield
 
 

@@ -27,7 +27,7 @@ HOSTILE = '_<img src=x onerror=alert(1)> "$x^$ & '
 def run(tmp_path_factory):
     """A run of two seeds that wrote its own report."""
     workdir = tmp_path_factory.mktemp("report") / "run"
-    train.train(Config(dataset="digits", epochs=2, num_seeds=2, workdir=workdir, no_compilation_cache=True))
+    train.train(Config(dataset="digits", epochs=2, num_seeds=2, workdir=workdir))
     return workdir
 
 
