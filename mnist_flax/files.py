@@ -10,10 +10,11 @@ from mnist_flax.errors import UserError
 
 def cache_directory() -> Path | None:
     """Where compiled programs are kept: $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax; None if not writable."""
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax"
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mnist_flax"
     try:
+        directory = directory.expanduser()
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: the user, of a container perhaps, has no home directory
         return None
     return directory if os.access(directory, os.W_OK) else None
 

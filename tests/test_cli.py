@@ -8,9 +8,10 @@ from importlib.metadata import entry_points, version
 import pytest
 
 import mnist_flax
-from mnist_flax import cli
+from mnist_flax import cli, data
 from mnist_flax.__main__ import COMMANDS, main, module_of
 from mnist_flax.errors import UserError
+from mnist_flax.files import cache_directory
 
 
 def run(*command):
@@ -106,6 +107,20 @@ cli.command(main)([])
     kept.write_bytes(content[: len(content) // 2])
     assert answer() == ("6.0\n", "")
     assert kept.stat().st_size > len(content) // 2
+
+
+def test_a_user_may_have_no_home_directory(monkeypatch):
+    """As in a container that is run by a number no user has."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert cache_directory() is None
+    with pytest.raises(data.DataUnavailableError, match="this user has none: name a TFDS data directory by --data-dir"):
+        data.load("mnist", None, None)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

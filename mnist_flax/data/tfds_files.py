@@ -44,7 +44,12 @@ def load_tfds(name: str, data_dir: Path | None) -> tuple[tuple[str, ...], Exampl
     builder_class: Any = tfds.builder_cls(name)
     urls = {file: f"{builder_class.URL}{file}-ubyte.gz" for file in FILES}
     url_infos = builder_class.url_infos
-    root = Path(data_dir or constants.get_default_data_dir()).expanduser()
+    try:
+        root = Path(data_dir or constants.get_default_data_dir()).expanduser()
+    except RuntimeError as error:  # the user, of a container perhaps, has no home directory
+        ways_out = "name a TFDS data directory by --data-dir or TFDS_DATA_DIR, or train on --dataset digits"
+        reason = f"{name} would be in the home directory, and this user has none"
+        raise DataUnavailableError(reason, ways_out) from error
     arrays = {}
     for file, url in urls.items():
         if not _is_listed(root, url_infos[url]) and (found := find(name, file, _folders(root))) is not None:
