@@ -41,7 +41,7 @@ def calibrate(network: Classifier, dataset: Dataset, redraw: Redraw) -> Classifi
         return network
     held_out, train = dataset.validation, dataset.train
     plain = Classifier(network.variables, {**network.card, "temperature": 1.0})
-    temperature = metrics.fit_temperature(held_out.labels, plain.log_probabilities(held_out.images))
+    temperature = metrics.fit_temperature(held_out.labels, plain.outputs(held_out.images)[0])
     reference = None
     if len(held_out.labels) >= FEWEST_HELD_OUT and len(train.labels) >= FEWEST_TRAINED_ON:
         train, held_out = _with_redrawn(_some(train, FITTED_ON), redraw), _with_redrawn(held_out, redraw)

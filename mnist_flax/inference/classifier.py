@@ -18,8 +18,9 @@ from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
 from mnist_flax.model import MNISTNet
 from mnist_flax.training.mesh import compile_for_one_device
 
+# Programs are compiled for these numbers of images, and others are filled up: to compile one takes a second or two.
 # Larger batches fall out of a CPU's caches: 10,000 images take 1.2 to 1.6 times as long in batches of 1,000.
-BATCH = 250
+BATCHES = (8, 32, 250)
 PRETRAINED = Path(__file__).with_name("pretrained.safetensors")
 
 
@@ -62,9 +63,9 @@ class Classifier:
     def log_probabilities(self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
         """Natural logarithms of the probabilities that `predict` returns."""
         # Fewer images at a time with shifts, so that they take about the same memory.
-        batch = -(-BATCH // (2 * shifts + 1) ** 2)
+        most = -(-BATCHES[-1] // (2 * shifts + 1) ** 2)
         compiled = functools.partial(compiled_log_probabilities(*self._kind), self._placed, self.temperature)
-        return _in_batches(functools.partial(compiled, shifts=shifts), images, batch)
+        return _in_batches(functools.partial(compiled, shifts=shifts), images, most)
 
     def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
         """The out-of-distribution score of each image: 99.5 % of held-out images have at most 1. Higher is less likely.
@@ -76,19 +77,24 @@ class Classifier:
 
     def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
         """What the out-of-distribution score is computed from: the later blocks' outputs, averaged over the image."""
-        return _in_batches(functools.partial(_compiled_features(*self._kind), self._placed), images, BATCH)
+        return self.outputs(images)[1]
+
+    def outputs(self, images: UInt8[Any, "n 28 28"]) -> tuple[Float[np.ndarray, "n classes"], Features]:
+        """What `log_probabilities` and `features` return, in one pass through the network."""
+        compiled = functools.partial(_compiled_outputs(*self._kind), self._placed, self.temperature)
+        log_probabilities, features = np.split(_in_batches(compiled, images), [len(self.class_names)], axis=-1)
+        return log_probabilities, features
 
     def judge(
         self, images: UInt8[Any, "n 28 28"]
     ) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, " n"] | None]:
         """The probabilities that `predict` returns and the scores of `novelty`, in one pass through the network."""
-        compiled = functools.partial(_compiled_judgement(*self._kind), self._placed, self.temperature)
-        log_probabilities, features = np.split(_in_batches(compiled, images, BATCH), [len(self.class_names)], axis=-1)
+        log_probabilities, features = self.outputs(images)
         return np.exp(log_probabilities), None if self.reference is None else distances(self.reference, features)
 
     def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """The output of each block of the network, by the block's name."""
-        return jax.device_get(_compiled_outputs(*self._kind)(self._placed, np.asarray(images)))
+        return jax.device_get(_compiled_activations(*self._kind)(self._placed, np.asarray(images)))
 
 
 # Networks of one normalisation and number of classes, such as a run's seeds, share their compiled programs.
@@ -109,25 +115,18 @@ def compiled_log_probabilities(
 
 
 @functools.cache
-def _compiled_outputs(normalization: Normalization, num_classes: int) -> Any:
+def _compiled_activations(normalization: Normalization, num_classes: int) -> Any:
     return compile_for_one_device(lambda variables, images: _run(normalization, num_classes, variables, images)[1])
 
 
 @functools.cache
-def _compiled_features(normalization: Normalization, num_classes: int) -> Any:
-    def features(variables: Any, images: Array) -> Array:
-        return _features(_run(normalization, num_classes, variables, images)[1])
+def _compiled_outputs(normalization: Normalization, num_classes: int) -> Any:
+    def outputs(variables: Any, temperature: Float[Array, ""], images: Array) -> Array:
+        logits, blocks = _run(normalization, num_classes, variables, images)
+        features = [blocks[name].mean((1, 2)) for name in BLOCKS]
+        return jnp.concatenate([jax.nn.log_softmax(logits / temperature), *features], axis=-1)
 
-    return compile_for_one_device(features)
-
-
-@functools.cache
-def _compiled_judgement(normalization: Normalization, num_classes: int) -> Any:
-    def judgement(variables: Any, temperature: Float[Array, ""], images: Array) -> Array:
-        logits, outputs = _run(normalization, num_classes, variables, images)
-        return jnp.concatenate([jax.nn.log_softmax(logits / temperature), _features(outputs)], axis=-1)
-
-    return compile_for_one_device(judgement)
+    return compile_for_one_device(outputs)
 
 
 def _run(
@@ -140,14 +139,10 @@ def _run(
     return logits, {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
 
 
-def _features(outputs: dict[str, Array]) -> Float[Array, "n features"]:
-    return jnp.concatenate([outputs[block].mean((1, 2)) for block in BLOCKS], axis=-1)
-
-
-def _in_batches(function: Callable[..., Array], images: Any, size: int) -> np.ndarray:
-    """`function` of all images, in batches of one size so that it is compiled once."""
+def _in_batches(function: Callable[..., Array], images: Any, most: int = BATCHES[-1]) -> np.ndarray:
+    """`function` of all images, in batches of the smallest of `BATCHES` that holds them all, or of `most`."""
     images = np.asarray(images)
-    size = min(size, max(len(images), 1))
+    size = next((size for size in BATCHES if len(images) <= size <= most), most)
     padded = np.pad(images, ((0, -len(images) % size if len(images) else size), (0, 0), (0, 0)))
     results = [np.asarray(function(padded[start : start + size])) for start in range(0, len(padded), size)]
     return np.concatenate(results)[: len(images)]

@@ -1,19 +1,18 @@
 """Drawings judged by the network: how much each looks like a digit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
-from mnist_flax.inference.classifier import Classifier
+from mnist_flax.inference.classifier import BATCHES, Classifier
 from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.parts import Group
 
 THICK = 6.0  # half the width of a stroke that no pen has, in MNIST's pixels
 CLEAR = 0.6  # with a lower probability the network is guessing
-BATCHES = (8, 32, 128)  # numbers of drawings for which programs are compiled
 
 
 class Judged(NamedTuple):
@@ -63,33 +62,21 @@ class Judge:
     def of_drawings(self, groups: Sequence[Group], drawings: Sequence[UInt8[np.ndarray, "28 28"]]) -> list[Judged]:
         """Let the network judge drawings of groups of parts."""
         new = {pixels.tobytes(): pixels for pixels in drawings if pixels.tobytes() not in self.known}
-        for chunk in _chunks(list(new.values()), BATCHES[-1]):
-            self._learn(chunk)
+        if new:
+            probabilities, novelty = self.network.judge(np.stack(list(new.values())))
+            scores = np.zeros(len(new)) if novelty is None else novelty
+            self.known |= {key: (p, float(score)) for key, p, score in zip(new, probabilities, scores, strict=True)}
         found = [self.known[pixels.tobytes()] for pixels in drawings]
         return [
             Judged(group, pixels, p, novelty, _thickness(pixels))
             for group, pixels, (p, novelty) in zip(groups, drawings, found, strict=True)
         ]
 
-    def _learn(self, drawings: list[UInt8[np.ndarray, "28 28"]]) -> None:
-        images = np.stack(drawings)
-        size = next(size for size in BATCHES if size >= len(images))
-        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0)))
-        probabilities, novelty = self.network.judge(padded)
-        scores = np.zeros(size) if novelty is None else novelty
-        for pixels, chances, score in zip(drawings, probabilities, scores, strict=False):
-            self.known[pixels.tobytes()] = chances, float(score)
-
 
 def compile_for(network: Classifier) -> None:
     """Compile what judging takes, so that the first picture is answered as soon as the others."""
     for size in BATCHES:
         network.judge(np.zeros((size, 28, 28), np.uint8))
-
-
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _thickness(pixels: UInt8[np.ndarray, "28 28"]) -> float:
