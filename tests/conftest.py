@@ -44,6 +44,15 @@ def _cache_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs():
+    """Let go of a file's programs at its end: thousands of them in one process take gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def cpu_kernels() -> None:
     """For tests of the CPU kernels, which skip where there is no C++ compiler."""

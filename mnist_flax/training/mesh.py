@@ -151,7 +151,9 @@ def compile_for_one_device(function: Callable[..., Any], *, platform: str | None
 
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
-YNN_FUSIONS = {"xla": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE", "native": "LIBRARY_FUSION_TYPE_DOT"}
+# Dots alone: XLA of JAX 0.10.0 and 0.10.1 crashes when it fuses Muon's dots with their neighbours.
+YNN_DOT = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+YNN_FUSIONS = {"xla": f"{YNN_DOT},LIBRARY_FUSION_TYPE_REDUCE", "native": YNN_DOT}
 
 
 @functools.cache
