@@ -27,7 +27,7 @@ OPTIONS = [
     "--dataset",
     "digits",
     "--epochs",
-    "6",
+    "8",
     "--patience",
     "0",
     "--no-report",
