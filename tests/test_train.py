@@ -341,3 +341,19 @@ def test_each_seed_stops_on_its_own(tmp_path):
         accuracies = [row["val_accuracy"] for row in rows(tmp_path / f"seed-{result['seed']}")]
         assert result["epochs_run"] == len(accuracies) < 30
         assert result["best_epoch"] == 1 + accuracies.index(max(accuracies)) == len(accuracies) - 2
+
+
+def test_a_second_ctrl_c_ends_a_run_that_is_about_to_end():
+    """The first has been acted on, and the interpreter is on its way out: no traceback of whatever it was doing."""
+    program = """
+import os, signal
+from mnist_flax.training import job
+with job.signals() as interruption:
+    os.kill(os.getpid(), signal.SIGINT)
+assert interruption.signal == signal.SIGINT
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in ended.stderr

@@ -44,8 +44,9 @@ def signals() -> Iterator[Interruption]:
     try:
         yield interruption
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if not interruption.signal:  # else this process is about to end, and a second Ctrl-C still ends it at once
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def join(interruption: Interruption) -> None:
