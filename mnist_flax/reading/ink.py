@@ -94,7 +94,7 @@ def _against_paper(grey: Ink, window: float) -> tuple[Ink, Ink]:
 def _principal_colour(rgb: Float[np.ndarray, "h w 3"]) -> Ink | None:
     """The picture along the direction in which its colours vary most, if that tells more than grey does."""
     pixels = rgb.reshape(-1, 3)[:: max(1, rgb.size // 60_000)]
-    values, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False, bias=True))
+    values, vectors = np.linalg.eigh(np.cov(pixels.T, bias=True))
     grey = float(np.var(pixels @ LUMINANCE) / np.square(LUMINANCE).sum())
     if values[-1] < 1.5 * grey or values[-1] < 1e-4:
         return None
