@@ -10,7 +10,7 @@ import optax
 from jax.scipy.ndimage import map_coordinates
 
 from benchmarks.suite import Work
-from mnist_flax.augment import Augmentation, draw_transforms
+from mnist_flax.augment import Augmentation, draw_distortions
 
 
 class PlainBlock(nn.Module):
@@ -92,5 +92,8 @@ def augmentation(name: str) -> dict[str, Work]:
     def warp(image: jax.Array, transform: jax.Array) -> jax.Array:
         return map_coordinates(image, list(jnp.tensordot(transform, pixels, 1)), order=1)
 
-    warps = jax.jit(lambda key, images: jax.vmap(warp)(images, draw_transforms(key, 124, 28, Augmentation())))
-    return {name: Work(lambda: warps(key, images), 124, jax.block_until_ready)}
+    def warps(key: jax.Array, images: jax.Array) -> jax.Array:
+        return jax.vmap(warp)(images, draw_distortions(key, 124, 28, Augmentation()).transforms)
+
+    compiled = jax.jit(warps)
+    return {name: Work(lambda: compiled(key, images), 124, jax.block_until_ready)}

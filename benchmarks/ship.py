@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 from benchmarks import robustness
 from mnist_flax import data
 from mnist_flax.cli import command
+from mnist_flax.config import Config
 from mnist_flax.inference import classifier
 from mnist_flax.inference.calibration import calibrate
 from mnist_flax.inference.evaluation import evaluate
 from mnist_flax.inference.formats import export
 from mnist_flax.reading.reader import redraw
+from mnist_flax.views import runs
 
 CARD = classifier.PRETRAINED.with_suffix(".md")
 
@@ -26,7 +29,7 @@ def model_card(run: Path, data_dir: Path | None) -> str:
     figures = evaluate(None, "mnist", "test", data_dir, 0).figures
     averaged = evaluate(None, "mnist", "test", data_dir, 1).figures
     low, high = figures["accuracy_ci95"]
-    options = f"--preset {config['preset']} --num-seeds {config['num_seeds']}"
+    options = shlex.join(runs.arguments(Config.from_json(config)))
     rows = [
         f"| {name} | {row['precision']:.4f} | {row['recall']:.4f} | {row['f1_score']:.4f} | {row['support']:.0f} |"
         for name, row in figures["per_class"].items()

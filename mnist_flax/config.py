@@ -71,14 +71,14 @@ class Config:
     scale_max: float = 1.2
     """Augmentation: largest magnification."""
 
-    stretch: float = 0.0
-    """Augmentation: make higher and narrower, or the reverse, by up to this fraction."""
+    blur: float = 0.0
+    """Augmentation: blur by a Gaussian filter of up to this standard deviation in pixels."""
 
-    slant: float = 0.0
-    """Augmentation: slant by up to this tangent either way."""
+    gamma: float = 0.0
+    """Augmentation: raise grey levels, from 0 to 1, to a power between e^-gamma and e^gamma."""
 
     augmentation_fade: float = 1.0
-    """Fraction of the run, at its end, over which augmentation fades linearly to nothing."""
+    """Fraction of the run, at its end, over which augmentation, but for blur and gamma, fades linearly to nothing."""
 
     label_smoothing: float = 0.1
     """Probability mass spread evenly over the classes."""
@@ -169,8 +169,8 @@ def validate(config: Config) -> None:
         ("translation", 0 <= config.translation <= 1, "between 0 and 1 (a fraction of the side)"),
         ("scale_min", 0 < config.scale_min <= config.scale_max, "positive and not above --scale-max"),
         ("scale_max", math.isfinite(config.scale_max) and config.scale_max <= 10, "at most 10"),
-        ("stretch", 0 <= config.stretch < 1, "at least 0 and below 1"),
-        ("slant", 0 <= config.slant <= 2, "between 0 and 2"),
+        ("blur", 0 <= config.blur <= 1.5, "between 0 and 1.5 pixels"),
+        ("gamma", 0 <= config.gamma <= 2, "between 0 and 2"),
         ("augmentation_fade", 0 <= config.augmentation_fade <= 1, "between 0 and 1 (a fraction of the run)"),
         ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("clip_norm", config.clip_norm > 0, "a positive number"),

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mnist_flax.augment import Augmentation, draw_transforms, warp
+from mnist_flax.augment import Augmentation, distort, draw_distortions
 from mnist_flax.data import SIDE, Examples, Normalization, from_rows
 from mnist_flax.packed import global_norm, pack, unpack
 from mnist_flax.state import Totals, TrainState
@@ -130,11 +130,12 @@ def next_batch(
     steps_per_epoch = -(-num_examples // options.batch_size)
     position = state.step % steps_per_epoch * options.batch_size + first + jnp.arange(size)
     chosen = order[position % num_examples]
-    # Every device draws the whole batch's warps and takes its own: numbers do not depend on the device count.
+    # Every device draws the whole batch's distortions and takes its own: numbers do not depend on the device count.
     _, warp_key = jax.random.split(state.key)
     key = jax.random.fold_in(warp_key, state.step)
-    transforms = draw_transforms(key, options.batch_size, SIDE, options.augmentation, options.strength(state.step))
-    images = warp(from_rows(examples.images[chosen], SIDE), lax.dynamic_slice_in_dim(transforms, first, size))
+    drawn = draw_distortions(key, options.batch_size, SIDE, options.augmentation, options.strength(state.step))
+    own = jax.tree.map(lambda numbers: lax.dynamic_slice_in_dim(numbers, first, size), drawn)
+    images = distort(from_rows(examples.images[chosen], SIDE), own)
     return Batch(options.normalization(images), examples.labels[chosen])
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from mnist_flax.augment import Augmentation, augment, draw_transforms, warp, warp_by_products
+from mnist_flax.augment import (
+    Augmentation,
+    augment,
+    blur,
+    distort,
+    draw_distortions,
+    warp,
+    warp_by_products,
+)
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (16, 28, 28)).astype(np.uint8)
 NONE = Augmentation(rotation=0.0, translation=0.0, scale=(1.0, 1.0))
@@ -37,9 +47,9 @@ def test_agrees_with_scipy(degrees, scale, offset):
 @pytest.mark.parametrize("wild", [False, True])
 def test_products_are_the_same_as_gathers(wild):
     """What a TPU computes is what a CPU does, to 1e-4 of a grey level; both on this machine."""
-    ranges = {"rotation": 180.0, "translation": 2.0, "scale": (0.3, 3.0), "stretch": 0.5, "slant": 1.0} if wild else {}
+    ranges = {"rotation": 180.0, "translation": 2.0, "scale": (0.3, 3.0)} if wild else {}
     images = np.random.RandomState(1).randint(0, 256, (500, 28, 28)).astype(np.uint8)
-    transforms = draw_transforms(jax.random.key(2), len(images), 28, Augmentation(**ranges))
+    transforms, *_ = draw_distortions(jax.random.key(2), len(images), 28, Augmentation(**ranges))
     by_gathers, by_products = warp(jnp.asarray(images), transforms), warp_by_products(jnp.asarray(images), transforms)
     assert np.abs(by_gathers - 128).max() > 127  # there is something to compare
     np.testing.assert_allclose(by_products, by_gathers, rtol=0, atol=1e-4)
@@ -48,7 +58,8 @@ def test_products_are_the_same_as_gathers(wild):
 def draw(strength=1.0, **ranges):
     """What each of 5,000 maps does to an image: the linear part, from input to output, and the shift after it."""
     augmentation = Augmentation(**ranges)
-    transforms = np.asarray(draw_transforms(jax.random.key(1), 5000, 28, augmentation, strength), np.float64)
+    transforms, *_ = draw_distortions(jax.random.key(1), 5000, 28, augmentation, strength)
+    transforms = np.asarray(transforms, np.float64)
     forward = np.linalg.inv(transforms[:, :, :2])
     shift = np.einsum("nij,nj->ni", forward, 13.5 - transforms[:, :, 2]) - 13.5
     return forward, shift
@@ -73,21 +84,39 @@ def test_draws_stay_within_the_ranges_and_fill_them(strength):
     assert np.abs(np.corrcoef([scale, angle, *shift.T]) - np.eye(4)).max() < 0.06
 
 
-def test_stretch_and_slant():
-    still = {"rotation": 0.0, "translation": 0.0, "scale": (1.0, 1.0)}
-    forward, _ = draw(**still, stretch=0.3)
-    assert_fills(forward[:, 0, 0], 0.7, 1.3)
-    np.testing.assert_allclose(forward[:, 0, 0] + forward[:, 1, 1], 2, atol=1e-5)
-    np.testing.assert_allclose(forward[:, [0, 1], [1, 0]], 0, atol=1e-6)
-    forward, _ = draw(**still, slant=0.4)
-    assert_fills(forward[:, 1, 0], -0.4, 0.4)
-    np.testing.assert_allclose(forward[:, [0, 0, 1], [0, 1, 1]], [[1, 0, 1]] * 5000, atol=1e-6)
-
-
 def test_no_strength_is_the_identity():
-    wild = Augmentation(stretch=0.3, slant=0.4, scale=(0.5, 0.9))
-    transforms = draw_transforms(jax.random.key(0), 16, 28, wild, 0.0)
-    np.testing.assert_array_equal(warp(jnp.asarray(IMAGES), transforms), IMAGES)
+    wild = Augmentation(rotation=180.0, scale=(0.5, 0.9))
+    distortions = draw_distortions(jax.random.key(0), 16, 28, wild, 0.0)
+    np.testing.assert_array_equal(distort(jnp.asarray(IMAGES), distortions), IMAGES)
+
+
+def test_blur_agrees_with_scipy():
+    images, deviations = IMAGES[:5].astype(np.float32), [0.0, 0.3, 0.7, 1.0, 1.5]
+    ours = blur(jnp.asarray(images), jnp.array(deviations))
+    np.testing.assert_array_equal(ours[0], images[0])
+    for blurred, image, deviation in zip(ours[1:], images[1:], deviations[1:], strict=True):
+        theirs = ndimage.gaussian_filter(image, deviation, radius=3, mode="constant")
+        np.testing.assert_allclose(blurred, theirs, atol=1e-3)
+
+
+def test_blur_and_grey_levels_fill_their_ranges_whatever_the_strength():
+    augmentation = Augmentation(blur=0.8, gamma=0.5)
+    _, deviations, exponents = draw_distortions(jax.random.key(3), 5000, 28, augmentation, 0.0)
+    assert_fills(deviations, 0.0, 0.8)
+    assert_fills(jnp.log(exponents), -0.5, 0.5)
+    assert abs(np.corrcoef(deviations, exponents)[0, 1]) < 0.06
+    transforms, *neither = draw_distortions(jax.random.key(3), 5000, 28, Augmentation())
+    assert neither == [None, None]
+    np.testing.assert_array_equal(draw_distortions(jax.random.key(3), 5000, 28, augmentation).transforms, transforms)
+
+
+def test_grey_levels_are_raised_to_a_power():
+    greys = np.arange(28 * 28, dtype=np.uint8).reshape(1, 28, 28)
+    augmentation = dataclasses.replace(NONE, gamma=0.5)
+    changed = augment(jax.random.key(0), jnp.asarray(greys), augmentation)
+    exponent = draw_distortions(jax.random.key(0), 1, 28, augmentation).exponents
+    assert abs(exponent - 1) > 0.05
+    np.testing.assert_allclose(changed, 255 * (greys / 255) ** np.asarray(exponent), rtol=1e-5)
 
 
 def test_rotation_turns_and_translation_moves_as_named():

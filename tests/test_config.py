@@ -15,7 +15,7 @@ def test_the_reference_is_the_original_recipe():
     config = parse(["--preset", "reference"])
     assert parse([]) == Config()
     assert (config.optimizer, config.augmentation_fade) == ("adam", 0)
-    assert (config.stretch, config.slant) == (0, 0)
+    assert (config.blur, config.gamma) == (0, 0)
     assert (config.batch_size, config.max_lr, config.label_smoothing, config.clip_norm) == (124, 0.01, 0.1, 1.0)
     assert (config.rotation, config.translation, config.scale_min, config.scale_max) == (18.0, 0.1, 0.8, 1.2)
     assert DEFAULTS == {"epochs": 10, "patience": 5}

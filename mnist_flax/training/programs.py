@@ -39,7 +39,7 @@ RUN_ONCE = {"xla_backend_optimization_level": 0}
 def augmentation_of(config: Config) -> Augmentation:
     """What `config` says about augmentation."""
     scale = config.scale_min, config.scale_max
-    return Augmentation(config.rotation, config.translation, scale, config.stretch, config.slant)
+    return Augmentation(config.rotation, config.translation, scale, config.blur, config.gamma)
 
 
 def step_options(config: Config, normalization: Normalization, total_steps: int) -> StepOptions:
