@@ -121,9 +121,8 @@ def corrupted(name: str, images: np.ndarray) -> np.ndarray:
 def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     """Tables of accuracy on corrupted and foreign digits, of calibration, and of what `predict` says of no digits."""
     mnist = data.load("mnist", data_dir, network.card["config"]["val_size"])
-    digits = data.load("digits", None, 0)
-    foreign = data.Examples(*map(np.concatenate, zip(digits.train, digits.test, strict=True)))
-    sets = {"MNIST's test set": mnist.test, "`digits`, all 1,797, never trained on": foreign}
+    digits = strangers.all_digits()
+    sets = {"MNIST's test set": mnist.test, "`digits`, all 1,797, never trained on": digits}
     sets |= {name: mnist.test._replace(images=corrupted(name, mnist.test.images)) for name in CORRUPTIONS}
     lines = ["| data | accuracy, % (95 % interval) | calibration error |", "| --- | --- | --- |"]
     for name, (images, labels) in sets.items():
@@ -143,7 +142,7 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     ):
         error, loss = metrics.calibration_error(labels, scores), metrics.cross_entropy(labels, scores)
         lines.append(f"| {name} | {error:.4f} | {loss:.4f} |")
-    return "\n".join([*lines, "", strangers.table(network, mnist, foreign)])
+    return "\n".join([*lines, "", strangers.table(network, mnist, digits)])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,21 +1,28 @@
-"""What `predict` says of images that are no digits, and of digits that are not MNIST's, in Markdown.
+"""`python -m benchmarks.strangers RUN...`: what networks make of digits that are not MNIST's, in Markdown.
 
-Glyphs are those of the fonts that matplotlib brings, the rest is drawn here. Every draw is fixed.
+`table` is about one network: what `predict` says of images, no digits among them. Glyphs are those of the fonts that
+matplotlib brings, the rest is drawn here. Every draw is fixed.
 """
 
-from collections.abc import Iterator
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy.interpolate import make_interp_spline
 
 from mnist_flax import data
+from mnist_flax.cli import command
+from mnist_flax.data.geometry import fit_to_mnist
 from mnist_flax.inference import classifier
 from mnist_flax.reading.image import of_grey
 from mnist_flax.reading.reader import Page, read
+from mnist_flax.training.run_directory import seed_directories
 
 Grey = Float[np.ndarray, "h w"]  # 0 black .. 1 white
 
@@ -131,3 +138,72 @@ def table(network: classifier.Classifier, mnist: data.Dataset, digits: data.Exam
         share = [f"{count / len(pictures):.2%}" for count in counts]
         rows.append([name, f"{len(pictures):,}", f"{one.sum() / len(pictures):.2%}", wrong, *share])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def coarse(image: UInt8[np.ndarray, "28 28"]) -> UInt8[np.ndarray, "28 28"]:
+    """A digit as a scanner of 8×8 pixels would see it, drawn as MNIST would."""
+    rows, columns = np.nonzero(image > 40)
+    ink = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = ink.shape
+    side = max(height, width)
+    square = np.zeros((side, side), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = ink
+    return fit_to_mnist(np.asarray(Image.fromarray(square).resize((8, 8), Image.Resampling.BOX)) / 255)
+
+
+def all_digits() -> data.Examples:
+    """The 1,797 digits of scikit-learn."""
+    digits = data.load("digits", None, 0)
+    return data.Examples(*map(np.concatenate, zip(digits.train, digits.test, strict=True)))
+
+
+def digits_to_name(mnist: data.Dataset) -> dict[str, data.Examples]:
+    """Sets of digits as networks take them: held out, then those that had no part in any choice."""
+    held_out = mnist.validation
+    drawn = np.stack([fit_to_mnist(1 - glyph) for glyph in glyphs("0123456789")])
+    return {
+        "held-out images": held_out,
+        "the same at 8×8 pixels": held_out._replace(images=np.stack([coarse(image) for image in held_out.images])),
+        "MNIST's test set": mnist.test,
+        "`digits`, all 1,797": all_digits(),
+        f"digits of {len(fonts())} fonts": data.Examples(drawn, np.arange(10).repeat(3 * len(fonts()))),
+    }
+
+
+def accuracies(runs: Sequence[Path], data_dir: Path | None) -> str:
+    """Accuracy on each set of digits, in per cent: mean and standard deviation over a run's networks."""
+    lines = []
+    for run in runs:
+        networks = [classifier.load(directory) for directory in seed_directories(run) or [run]]
+        mnist = data.load("mnist", data_dir, networks[0].card["config"]["val_size"])
+        sets = digits_to_name(mnist)
+        if not lines:
+            lines = [f"| run | networks | {' | '.join(sets)} |", "| --- " * (2 + len(sets)) + "|"]
+        cells = [f"`{run.name}`", str(len(networks))]
+        for images, labels in sets.values():
+            each = [100 * float((network.predict(images)[0] == labels).mean()) for network in networks]
+            cells.append(f"{statistics.mean(each):.2f}" + (f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.strangers", description="What networks make of digits that are not MNIST's."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; all its seeds are taken")
+    parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    print(accuracies(options.runs, options.data_dir))
+
+
+if __name__ == "__main__":
+    main()

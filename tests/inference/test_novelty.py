@@ -62,6 +62,16 @@ def test_most_fonts_digits_are_named():
     assert np.mean(right) > 0.9
 
 
+def test_digits_that_are_not_mnists(tmp_path, capsys, mnist_dir):
+    network = mnist_flax.load()
+    card = network.card | {"config": network.card["config"] | {"val_size": 100}}
+    weights.save(tmp_path / "w.safetensors", network.variables, card, network.reference)
+    strangers.main([str(tmp_path / "w.safetensors"), "--data-dir", str(mnist_dir)])
+    accuracies = [float(cell) for cell in capsys.readouterr().out.splitlines()[2].strip("| ").split(" | ")[2:]]
+    assert len(accuracies) == 5
+    assert min(accuracies) > 90
+
+
 def test_weights_files_carry_it(tmp_path):
     network = mnist_flax.load()
     weights.save(tmp_path / "w.safetensors", network.variables, network.card, network.reference)
