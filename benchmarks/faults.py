@@ -42,7 +42,7 @@ TIMES = ("time", "seconds", "images_per_second")
 
 
 at_work: list[str] = []  # the kinds of the functions that are running in this process, the innermost last
-steps_done = 0
+steps_begun = 0
 
 
 def tell_moments() -> None:
@@ -65,10 +65,10 @@ def tell_moments() -> None:
 
     def counting(function: Any) -> Any:
         @functools.wraps(function)
-        def counted(program: Any, state: Any, *arguments: Any) -> Any:
-            global steps_done
-            steps_done = int(state.step[0])
-            return function(program, state, *arguments)
+        def counted(program: Any, state: Any, totals: Any, order: Any, num_steps: Any) -> Any:
+            global steps_begun
+            steps_begun = int(state.step[0]) + int(num_steps[0])
+            return function(program, state, totals, order, num_steps)
 
         return counted
 
@@ -99,7 +99,7 @@ def die_in(wanted: str, seed: int, record: Path) -> None:
     while wanted not in (START, moment()):
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.02))
-    record.write_text(json.dumps({"wanted": wanted, "hit": moment(), "steps": steps_done}))
+    record.write_text(json.dumps({"wanted": wanted, "hit": moment(), "steps": steps_begun}))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
