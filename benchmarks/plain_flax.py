@@ -92,8 +92,8 @@ def augmentation(name: str) -> dict[str, Work]:
     def warp(image: jax.Array, transform: jax.Array) -> jax.Array:
         return map_coordinates(image, list(jnp.tensordot(transform, pixels, 1)), order=1)
 
+    @jax.jit
     def warps(key: jax.Array, images: jax.Array) -> jax.Array:
         return jax.vmap(warp)(images, draw_distortions(key, 124, 28, Augmentation()).transforms)
 
-    compiled = jax.jit(warps)
-    return {name: Work(lambda: compiled(key, images), 124, jax.block_until_ready)}
+    return {name: Work(lambda: warps(key, images), 124, jax.block_until_ready)}

@@ -5,6 +5,7 @@ matplotlib brings, the rest is drawn here. Every draw is fixed.
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -158,8 +159,10 @@ def all_digits() -> data.Examples:
     return data.Examples(*map(np.concatenate, zip(digits.train, digits.test, strict=True)))
 
 
-def digits_to_name(mnist: data.Dataset) -> dict[str, data.Examples]:
+@functools.cache
+def digits_to_name(data_dir: Path | None, val_size: int) -> dict[str, data.Examples]:
     """Sets of digits as networks take them: held out, then those that had no part in any choice."""
+    mnist = data.load("mnist", data_dir, val_size)
     held_out = mnist.validation
     drawn = np.stack([fit_to_mnist(1 - glyph) for glyph in glyphs("0123456789")])
     return {
@@ -176,8 +179,7 @@ def accuracies(runs: Sequence[Path], data_dir: Path | None) -> str:
     lines = []
     for run in runs:
         networks = [classifier.load(directory) for directory in seed_directories(run) or [run]]
-        mnist = data.load("mnist", data_dir, networks[0].card["config"]["val_size"])
-        sets = digits_to_name(mnist)
+        sets = digits_to_name(data_dir, networks[0].card["config"]["val_size"])
         if not lines:
             lines = [f"| run | networks | {' | '.join(sets)} |", "| --- " * (2 + len(sets)) + "|"]
         cells = [f"`{run.name}`", str(len(networks))]

@@ -15,7 +15,7 @@ class Augmentation:
 
     Attributes:
         rotation: degrees, drawn from [-rotation, rotation].
-        translation: rows and columns as fractions of the side, each drawn from [-translation, translation].
+        translation: fraction of the side, drawn from [-translation, translation] for each axis.
         scale: (smallest, largest) magnification.
         blur: standard deviation of a Gaussian filter in pixels, drawn from [0, blur].
         gamma: g is drawn from [-gamma, gamma]; grey levels, from 0 to 1, are raised to the power e^g.

@@ -8,15 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from mnist_flax.augment import (
-    Augmentation,
-    augment,
-    blur,
-    distort,
-    draw_distortions,
-    warp,
-    warp_by_products,
-)
+from mnist_flax.augment import Augmentation, augment, blur, distort, draw_distortions, warp, warp_by_products
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (16, 28, 28)).astype(np.uint8)
 NONE = Augmentation(rotation=0.0, translation=0.0, scale=(1.0, 1.0))
