@@ -39,7 +39,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # a GPU is shared with the other workers
+            # A GPU is shared with the other workers. The last line of an error is what went wrong, not JAX's hint.
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_TRACEBACK_FILTERING": "off"},
         )
 
     def answer(self) -> Round:

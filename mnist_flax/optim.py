@@ -82,8 +82,9 @@ def make_optimizer(
         return tree.replace(kernels=None) if name == "muon" else tree
 
     def init(params: Any) -> Any:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return OptimizerState(jnp.int32(0), zeros, adams(zeros))
+        # Arrays of their own: a step may be given both to write over.
+        momentum, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return OptimizerState(jnp.int32(0), momentum, adams(square))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
