@@ -28,6 +28,7 @@
 #include <mutex>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -48,8 +49,9 @@ constexpr int kLanes = 4, kPixels = 5;
 constexpr int kLanes = 8, kPixels = 3;
 #endif
 constexpr int kChannels = 4;
-// The gradient of the kernel runs over so much of the cotangent before the next tile: half a first-level cache.
-constexpr int64_t kBlockBytes = 16384;
+// The gradient of the kernel runs over so much of the cotangent before the next tile: most of a first-level cache.
+constexpr int64_t kBlockBytes = 20000;
+constexpr int64_t kCacheLine = 64;
 
 // A vector of floats, as GCC and Clang have it; they make AVX, NEON or SSE of it.
 typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));
@@ -65,39 +67,48 @@ struct Size {
   int64_t whole() const { return height * row(); }
 };
 
-// The last few rows of a pack, padded with zeros, that are worked on: so few that they stay in the cache. The pack's
-// rows are written one after the other, each in the place of one that is not needed any more.
+// The last few rows of a pack, with zeros left and right, that are worked on: so few that they stay in the cache. They
+// are written one after the other, each in the place of one that is not needed any more.
 class Rows {
  public:
-  const Size size;       // without the padding
+  const Size size;  // without the padding
+  const int64_t padding;
   const int64_t length;  // of a row with its padding
 
-  Rows(Size size, int64_t padding, int64_t kept)
-      : size(size), length((size.width + 2 * padding) * size.channels), padding_(padding) {
+  // Each row will be written from `source_row` vectors of each source.
+  Rows(Size size, int64_t padding, int64_t kept, int64_t source_row)
+      : size(size), padding(padding), length((size.width + 2 * padding) * size.channels), source_row_(source_row) {
     while (places_ < kept) places_ *= 2;
     memory_.resize(places_ * length + kChannels);  // the last tile may have more channels than there are
   }
-  void start_again() { end_ = 0; }
-  // Goes on until there are `end` rows of the padded pack: calls write(row of the pack, where to) for each.
+  void start_again(std::initializer_list<const Vec*> sources) {
+    sources_ = sources;
+    written_ = asked_ = 0;
+  }
+  // Goes on until there are rows 0 ... end - 1, if there are so many: calls write(row, where to) for each.
   template <typename Write>
   void write_until(int64_t end, const Write& write) {
-    for (; end_ < end; ++end_) {
-      Vec* to = memory_.data() + place(end_);
-      const int64_t row = end_ - padding_;
-      if (row < 0 || row >= size.height)
-        std::fill_n(to, length, Vec{});
-      else
-        write(row, to + padding_ * size.channels);
-    }
+    for (; written_ < std::min(end, size.height); ++written_, asked_ = 0) write(written_, inside(written_));
   }
-  // Where a row of the padded pack begins, and where a row of the pack.
-  const Vec* at(int64_t row) const { return memory_.data() + place(row); }
-  const Vec* inside(int64_t row) const { return at(row + padding_) + padding_ * size.channels; }
+  // Asks for some of what the next row will be written from: memory takes so long that it must be asked while something
+  // else is computed.
+  void ask_ahead() {
+    if (written_ == size.height) return;
+    for (int i = 0; i < 6 && asked_ < source_row_; ++i, asked_ += kCacheLine / sizeof(Vec))
+      for (const Vec* source : sources_) __builtin_prefetch(source + written_ * source_row_ + asked_, 0, 2);
+  }
+  // Where a row with its padding begins, and where it does without.
+  Vec* at(int64_t row) { return memory_.data() + (row & (places_ - 1)) * length; }
+  Vec* inside(int64_t row) { return at(row) + padding * size.channels; }
+  // An output's row r takes row r + k - padding for row k of the kernel. Of `begin` ... `end`, those r, for a k, or
+  // those k, for an r, for which there is such a row: the others would add zeros.
+  std::pair<int64_t, int64_t> existing(int64_t other, int64_t begin, int64_t end) const {
+    return {std::max(begin, padding - other), std::min(end, size.height + padding - other)};
+  }
 
  private:
-  int64_t place(int64_t row) const { return (row & (places_ - 1)) * length; }
-
-  int64_t padding_, places_ = 1, end_ = 0;  // places: a power of two
+  int64_t source_row_, places_ = 1, written_ = 0, asked_ = 0;  // places: a power of two
+  std::vector<const Vec*> sources_;
   Vecs memory_;
 };
 
@@ -283,45 +294,51 @@ struct Kernel {
 
 // P output pixels of row r from column `first` on, and kChannels of their channels from c on, if there are so many.
 template <int P>
-void output_tile(const Rows& x, const Kernel& kernel, int64_t r, int64_t first, int64_t c, const Vec& mask, Vec* y,
-                 Vec* totals) {
+void output_tile(Rows& x, const Kernel& kernel, int64_t r, int64_t first, int64_t c, Vec* y, Vec* totals) {
   Vec sums[P][kChannels] = {};
-  const float* w = kernel.weights.data() + c * kernel.side * kernel.taps();
-  for (int64_t k = 0; k < kernel.side; ++k) {
-    const Vec* taps = x.at(r + k) + first * kernel.c_in;
+  y += first * kernel.c_out + c;
+  UNROLL for (int p = 0; p < P; ++p)  // which shall be at hand when the sums are
+    UNROLL for (int i = 0; i < kChannels; i += kCacheLine / sizeof(Vec)) __builtin_prefetch(y + p * kernel.c_out + i, 1);
+  const auto [begin, end] = x.existing(r, 0, kernel.side);
+  const float* w = kernel.weights.data() + (c * kernel.side + begin * kChannels) * kernel.taps();
+  for (int64_t k = begin; k < end; ++k) {
+    const Vec* taps = x.at(r + k - x.padding) + first * kernel.c_in;
     for (int64_t tap = 0; tap < kernel.taps(); ++tap, w += kChannels) multiply_add(taps + tap, kernel.c_in, w, sums);
   }
-  y += first * kernel.c_out + c;
-  totals += c;
   UNROLL for (int i = 0; i < kChannels; ++i) {
     if (c + i >= kernel.c_out) break;
+    Vec sum{}, squares{};
     UNROLL for (int p = 0; p < P; ++p) {
-      const Vec value = sums[p][i] * mask;
-      y[p * kernel.c_out + i] = value;
-      totals[i] += value;
-      totals[kernel.c_out + i] += value * value;
+      const Vec value = y[p * kernel.c_out + i] = sums[p][i];
+      sum += value;
+      squares += value * value;
     }
+    if (!totals) continue;
+    totals[c + i] += sum;
+    totals[kernel.c_out + c + i] += squares;
   }
 }
 
 // Row r of the output. To the first half of `totals` it adds the sum for each channel, to the second its squares'.
-void convolve(const Rows& x, const Kernel& kernel, int64_t r, const Vec& mask, Vec* y, Vec* totals) {
+void convolve(Rows& x, const Kernel& kernel, int64_t r, Vec* y, Vec* totals) {
   for_tiles(x.length / kernel.c_in - kernel.side + 1, [&](auto pixels, int64_t first) {
-    for (int64_t c = 0; c < kernel.c_out; c += kChannels)
-      output_tile<pixels>(x, kernel, r, first, c, mask, y, totals);
+    for (int64_t c = 0; c < kernel.c_out; c += kChannels) {
+      x.ask_ahead();
+      output_tile<pixels>(x, kernel, r, first, c, y, totals);
+    }
   });
 }
 
 // Adds to the gradient of T taps of the kernel's row k from `first` on, and of kChannels channels from c on, what the
 // output's rows `begin` to `end` give.
 template <int T>
-void gradient_tile(const Rows& x, const Rows& dy, int64_t begin, int64_t end, int64_t k, int64_t first, int64_t c,
-                   Vec* dw, int64_t dw_row) {
+void gradient_tile(Rows& x, Rows& dy, int64_t begin, int64_t end, int64_t k, int64_t first, int64_t c, Vec* dw,
+                   int64_t dw_row) {
   Vec sums[T][kChannels];
   UNROLL for (int t = 0; t < T; ++t)
     UNROLL for (int i = 0; i < kChannels; ++i) sums[t][i] = dw[t * dw_row + i];
   for (int64_t r = begin; r < end; ++r) {
-    const Vec *taps = x.at(r + k) + first, *cotangents = dy.inside(r) + c;
+    const Vec *taps = x.at(r + k - x.padding) + first, *cotangents = dy.inside(r) + c;
     for (int64_t column = 0; column < dy.size.width; ++column) {
       multiply_add(taps, 1, cotangents, sums);
       taps += x.size.channels;
@@ -333,13 +350,16 @@ void gradient_tile(const Rows& x, const Rows& dy, int64_t begin, int64_t end, in
 }
 
 // The same for the whole kernel, whose gradient is (side, taps, channels filled up to whole tiles).
-void add_kernel_gradient(const Rows& x, const Rows& dy, int64_t begin, int64_t end, int64_t side, Vec* dw) {
+void add_kernel_gradient(Rows& x, Rows& dy, int64_t begin, int64_t end, int64_t side, Vec* dw) {
   const int64_t taps = side * x.size.channels, dw_row = whole_tiles(dy.size.channels);
-  for (int64_t k = 0; k < side; ++k)
-    for_tiles(taps, [&](auto number, int64_t first) {
+  for (int64_t k = 0; k < side; ++k) {
+    const auto [first_row, end_row] = x.existing(k, begin, end);
+    for_tiles(taps, [&, first_row = first_row, end_row = end_row](auto number, int64_t first) {
+      x.ask_ahead();
       for (int64_t c = 0; c < dw_row; c += kChannels)
-        gradient_tile<number>(x, dy, begin, end, k, first, c, dw + (k * taps + first) * dw_row + c, dw_row);
+        gradient_tile<number>(x, dy, first_row, end_row, k, first, c, dw + (k * taps + first) * dw_row + c, dw_row);
     });
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------- whole batches
@@ -347,15 +367,17 @@ void add_kernel_gradient(const Rows& x, const Rows& dy, int64_t begin, int64_t e
 // Also the sums over batch and space of y and of its squares, for each channel.
 void forward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const float* k, Vec* y, float* sums) {
   const Size in = layer.in, out = layer.out;
+  const int64_t source_row = layer.source(1, 0);
   const Kernel kernel(layer, k, false);
   const auto found = parallel_sums(pool, layer.packs(), 2 * out.channels, [&] {
-    return [&, rows = Rows(layer.middle, layer.padding, layer.side)](int64_t pack, Vec* totals) mutable {
-      const Vec mask = layer.mask(pack);
-      rows.start_again();
+    return [&, rows = Rows(layer.middle, layer.padding, layer.side, source_row)](int64_t pack, Vec* totals) mutable {
+      const Vec* from = x + pack * in.whole();
+      rows.start_again({from});
       for (int64_t r = 0; r < out.height; ++r) {
-        rows.write_until(r + layer.side, [&](int64_t row, Vec* to) { layer.apply(x + pack * in.whole(), row, to); });
-        convolve(rows, kernel, r, mask, y + pack * out.whole() + r * out.row(), totals);
+        rows.write_until(r + layer.side - layer.padding, [&](int64_t row, Vec* to) { layer.apply(from, row, to); });
+        convolve(rows, kernel, r, y + pack * out.whole() + r * out.row(), totals);
       }
+      for (int64_t i = 0; i < 2 * out.channels; ++i) totals[i] *= layer.mask(pack);
     };
   });
   std::copy(found.begin(), found.end(), sums);
@@ -372,28 +394,28 @@ void backward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const flo
   const int64_t block = std::max<int64_t>(1, kBlockBytes / (sizeof(Vec) * out.row()));
   const int64_t kept = std::max(block, 1 + layer.padding) + side - 1;
   const auto found = parallel_sums(pool, layer.packs(), dk_size + 2 * in.channels, [&] {
-    return [&, inputs = Rows(middle, layer.padding, kept), cotangents = Rows(out, spread, kept),
-            d_row = Vecs(middle.row()), unused = Vecs(2 * in.channels)](int64_t pack, Vec* sums) mutable {
+    return [&, inputs = Rows(middle, layer.padding, kept, layer.source(1, 0)),
+            cotangents = Rows(out, spread, kept, out.row()), d_row = Vecs(middle.row())](int64_t pack, Vec* sums) mutable {
       const Vec *from = x + pack * in.whole(), *result = y + pack * out.whole(), *d_result = dy + pack * out.whole();
       const Vec mask = layer.mask(pack);
-      inputs.start_again();
-      cotangents.start_again();
+      inputs.start_again({from});
+      cotangents.start_again({result, d_result});
       int64_t begin = 0;  // of the rows of y that the kernel's gradient does not contain yet
       for (int64_t r = 0; r < middle.height; ++r) {
         // The sums of y and of its squares have cotangents too.
-        cotangents.write_until(r + side, [&](int64_t row, Vec* to) {
+        const int64_t end = std::min(out.height, r + side - spread);
+        cotangents.write_until(end, [&](int64_t row, Vec* to) {
           for (int64_t i = row * out.row(); i < (row + 1) * out.row(); i += out.channels)
             for (int64_t c = 0; c < out.channels; ++c)
               *to++ = (d_result[i + c] + d_sums[c] + 2.0f * d_sums[out.channels + c] * result[i + c]) * mask;
         });
-        const int64_t end = std::min(out.height, r + side - spread);
         if (end >= begin + block || (end == out.height && end > begin)) {
-          inputs.write_until(end + side - 1, [&](int64_t row, Vec* to) { layer.apply(from, row, to); });
+          inputs.write_until(end + side - 1 - layer.padding, [&](int64_t row, Vec* to) { layer.apply(from, row, to); });
           add_kernel_gradient(inputs, cotangents, begin, end, side, sums);
           begin = end;
         }
         if (!dx) continue;
-        convolve(cotangents, turned, r, mask, d_row.data(), unused.data());
+        convolve(cotangents, turned, r, d_row.data(), nullptr);
         layer.differentiate(from, r, d_row.data(), dx + pack * in.whole(), sums + dk_size);
       }
     };

@@ -141,7 +141,7 @@ def _first_error(text: str) -> str:
 class Packs:
     """A batch of images as the kernels have it: as many images as a vector has lanes are side by side in the last axis.
 
-    Lanes that no image is left for are zero.
+    Lanes that no image is left for hold numbers without meaning.
     """
 
     values: Any  # Float[Array, "packs h w c lanes"], in whose place JAX puts other things as it differentiates
