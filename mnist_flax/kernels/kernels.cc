@@ -307,13 +307,13 @@ void output_tile(Rows& x, const Kernel& kernel, int64_t r, int64_t first, int64_
   }
   UNROLL for (int i = 0; i < kChannels; ++i) {
     if (c + i >= kernel.c_out) break;
+    UNROLL for (int p = 0; p < P; ++p) y[p * kernel.c_out + i] = sums[p][i];
+    if (!totals) continue;
     Vec sum{}, squares{};
     UNROLL for (int p = 0; p < P; ++p) {
-      const Vec value = y[p * kernel.c_out + i] = sums[p][i];
-      sum += value;
-      squares += value * value;
+      sum += sums[p][i];
+      squares += sums[p][i] * sums[p][i];
     }
-    if (!totals) continue;
     totals[c + i] += sum;
     totals[kernel.c_out + c + i] += squares;
   }
