@@ -85,6 +85,13 @@ def test_tiny_runs_have_finite_rates(total_steps):
         assert np.isfinite(jax.vmap(schedule)(jnp.arange(total_steps + 1))).all()
 
 
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_all_that_is_remembered_may_be_donated(name):
+    """A step that is given a state to write over must not get an array twice."""
+    arrays = jax.tree.leaves(make_optimizer(name, 10, 0.01, clip_norm=1.0).init(pack(parameters())))
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)
+
+
 def test_gradient_is_clipped_to_the_norm():
     params = {"w": jnp.zeros(4)}
     updates = []
