@@ -52,6 +52,8 @@ constexpr int kChannels = 4;
 // The gradient of the kernel runs over so much of the cotangent before the next tile: most of a first-level cache.
 constexpr int64_t kBlockBytes = 20000;
 constexpr int64_t kCacheLine = 64;
+// A tile asks for so many lines of the next row: enough for the tiles of a row of a 3x3 layer to ask for all.
+constexpr int kLinesAhead = 6;
 
 // A vector of floats, as GCC and Clang have it; they make AVX, NEON or SSE of it.
 typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));
@@ -94,7 +96,7 @@ class Rows {
   // else is computed.
   void ask_ahead() {
     if (written_ == size.height) return;
-    for (int i = 0; i < 6 && asked_ < source_row_; ++i, asked_ += kCacheLine / sizeof(Vec))
+    for (int i = 0; i < kLinesAhead && asked_ < source_row_; ++i, asked_ += kCacheLine / sizeof(Vec))
       for (const Vec* source : sources_) __builtin_prefetch(source + written_ * source_row_ + asked_, 0, 2);
   }
   // Where a row with its padding begins, and where it does without.
@@ -178,7 +180,10 @@ struct Layer {
   // Where in x a pixel of what is convolved comes from: the first of four pixels if they are pooled.
   int64_t source(int64_t r, int64_t column) const { return (pooled ? 2 : 1) * (r * in.row() + column * in.channels); }
 
-  // Row r of what is convolved.
+  // The rows of what is convolved.
+  Rows rows(int64_t kept) const { return Rows(middle, padding, kept, source(1, 0)); }
+
+  // Row r of them.
   void apply(const Vec* x, int64_t r, Vec* to) const {
     if (!factor) {
       std::copy_n(x + r * in.row(), in.row(), to);
@@ -296,11 +301,13 @@ struct Kernel {
 
 // P output pixels of row r from column `first` on, and kChannels of their channels from c on, if there are so many.
 template <int P>
-ALL_REGISTERS void output_tile(Rows& x, const Kernel& kernel, int64_t r, int64_t first, int64_t c, Vec* y, Vec* totals) {
+ALL_REGISTERS void output_tile(Rows& x, const Kernel& kernel, int64_t r, int64_t first, int64_t c, Vec* y,
+                               Vec* totals) {
   Vec sums[P][kChannels] = {};
   y += first * kernel.c_out + c;
   UNROLL for (int p = 0; p < P; ++p)  // which shall be at hand when the sums are
-    UNROLL for (int i = 0; i < kChannels; i += kCacheLine / sizeof(Vec)) __builtin_prefetch(y + p * kernel.c_out + i, 1);
+    UNROLL for (int i = 0; i < kChannels; i += kCacheLine / sizeof(Vec))
+      __builtin_prefetch(y + p * kernel.c_out + i, 1);
   const auto [begin, end] = x.existing(r, 0, kernel.side);
   const float* w = kernel.weights.data() + (c * kernel.side + begin * kChannels) * kernel.taps();
   for (int64_t k = begin; k < end; ++k) {
@@ -369,17 +376,17 @@ ALL_REGISTERS void add_kernel_gradient(Rows& x, Rows& dy, int64_t begin, int64_t
 // Also the sums over batch and space of y and of its squares, for each channel.
 void forward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const float* k, Vec* y, float* sums) {
   const Size in = layer.in, out = layer.out;
-  const int64_t source_row = layer.source(1, 0);
   const Kernel kernel(layer, k, false);
   const auto found = parallel_sums(pool, layer.packs(), 2 * out.channels, [&] {
-    return [&, rows = Rows(layer.middle, layer.padding, layer.side, source_row)](int64_t pack, Vec* totals) mutable {
+    return [&, rows = layer.rows(layer.side)](int64_t pack, Vec* totals) mutable {
       const Vec* from = x + pack * in.whole();
+      const Vec mask = layer.mask(pack);
       rows.start_again({from});
       for (int64_t r = 0; r < out.height; ++r) {
         rows.write_until(r + layer.side - layer.padding, [&](int64_t row, Vec* to) { layer.apply(from, row, to); });
         convolve(rows, kernel, r, y + pack * out.whole() + r * out.row(), totals);
       }
-      for (int64_t i = 0; i < 2 * out.channels; ++i) totals[i] *= layer.mask(pack);
+      for (int64_t i = 0; i < 2 * out.channels; ++i) totals[i] *= mask;
     };
   });
   std::copy(found.begin(), found.end(), sums);
@@ -396,16 +403,16 @@ void backward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const flo
   const int64_t block = std::max<int64_t>(1, kBlockBytes / (sizeof(Vec) * out.row()));
   const int64_t kept = std::max(block, 1 + layer.padding) + side - 1;
   const auto found = parallel_sums(pool, layer.packs(), dk_size + 2 * in.channels, [&] {
-    return [&, inputs = Rows(middle, layer.padding, kept, layer.source(1, 0)),
-            cotangents = Rows(out, spread, kept, out.row()), d_row = Vecs(middle.row())](int64_t pack, Vec* sums) mutable {
+    return [&, inputs = layer.rows(kept), cotangents = Rows(out, spread, kept, out.row()),
+            d_row = Vecs(middle.row())](int64_t pack, Vec* sums) mutable {
       const Vec *from = x + pack * in.whole(), *result = y + pack * out.whole(), *d_result = dy + pack * out.whole();
       const Vec mask = layer.mask(pack);
       inputs.start_again({from});
       cotangents.start_again({result, d_result});
       int64_t begin = 0;  // of the rows of y that the kernel's gradient does not contain yet
       for (int64_t r = 0; r < middle.height; ++r) {
-        // The sums of y and of its squares have cotangents too.
         const int64_t end = std::min(out.height, r + side - spread);
+        // The sums of y and of its squares have cotangents too.
         cotangents.write_until(end, [&](int64_t row, Vec* to) {
           for (int64_t i = row * out.row(); i < (row + 1) * out.row(); i += out.channels)
             for (int64_t c = 0; c < out.channels; ++c)
