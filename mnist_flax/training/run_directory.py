@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mnist_flax.config import CARRYING_OUT, Config, flag
 from mnist_flax.errors import UserError
@@ -19,20 +19,55 @@ CONFIG, SUMMARY, NETWORK = "config.json", "summary.json", "network.safetensors"
 OWN_FILES = (CONFIG, "metrics.jsonl", SUMMARY, NETWORK, "best", "last", "hparams", "report", "events.out.tfevents.*")
 
 
-def read_config(path: Path) -> Config:
-    """The configuration in a run's config.json.
+class Recorded(NamedTuple):
+    """What a run of any version recorded of its options.
+
+    Attributes:
+        config: the options that this version has.
+        unknown: the values of those that it does not have.
+    """
+
+    config: Config
+    unknown: dict[str, Any]
+
+
+def recorded(values: dict[str, Any]) -> Recorded:
+    """What a run recorded of its options, from its config.json or its networks' cards.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: a value is not of its option's type.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    return Recorded(Config.from_json(values), {name: value for name, value in values.items() if name not in known})
+
+
+def read_recorded(path: Path) -> Recorded | None:
+    """What a config.json records; None if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    values = read_json(path)
+    try:
+        return None if values is None else recorded(values)
+    except UserError as error:
+        raise UserError(f"{path} is not a run's config.json ({error})") from error
+
+
+def read_config(path: Path) -> Config:
+    """The configuration to train with that is in a run's config.json.
+
+    Raises:
+        UserError: there is none, it is damaged, or it has options that this version does not have.
     """
     try:
         values = json.loads(path.read_text("utf-8-sig"))  # editors may add a byte order mark
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(Config)})
+        config, unknown = recorded(values)
         if unknown:
-            raise ValueError(f"there is no option {json.dumps(unknown[0])[:50]}")
-        return Config.from_json(values)
+            raise ValueError(f"there is no option {json.dumps(min(unknown))[:50]}")
+        return config
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, UserError) as error:

@@ -14,6 +14,7 @@ from mnist_flax.files import write_text
 from mnist_flax.inference import classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.reading import folder
+from mnist_flax.training import run_directory
 from mnist_flax.training.programs import RUN_ONCE, augmentation_of
 from mnist_flax.views import charts, html, plots, runs, sections
 from mnist_flax.views.html import Html, element
@@ -34,7 +35,8 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, 
     every = [runs.read_run(path) for path in paths]
     first, histories = every[0], runs.histories(every)
     network = classifier.load(first.path)
-    config = first.config or Config.from_json(network.card["config"])
+    recorded = first.recorded or run_directory.recorded(network.card["config"])
+    config = recorded.config
     dataset = dataset or folder.load(network.card["dataset"], data_dir, config.val_size)
     dataset = dataset.relabelled(network.class_names)
     evaluation = measure(network, dataset.test, 0)
@@ -55,14 +57,14 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, 
         notes=sections.notes(first, config, dataset),
         scores=sections.scores(first, evaluation.figures),
         facts=sections.facts(first, config, dataset, network),
-        commands=runs.commands(first, config),
+        commands=runs.commands(first, recorded),
         runs=_section("Runs compared", runs.run_table(every)) if len(every) > 1 else "",
         seeds=_section("Every seed", runs.seed_table(first, len(dataset.test.labels))) if len(first.seeds) > 1 else "",
         network=sections.which(first, network, evaluation.figures, len(every) > 1),
         classes=sections.classes(evaluation.figures["per_class"]),
         confusion=sections.confusion(np.array(evaluation.figures["confusion_matrix"]), network.class_names),
         reliability=sections.reliability(dataset.test.labels, evaluation.log_probabilities),
-        augmentation=sections.augmentation(images, samples),
+        augmentation=sections.augmentation(images, samples, recorded),
         filters=sections.filters(plots.first_kernel(network)),
         activations=sections.activations(network, dataset.test),
         **sections.curves(histories),

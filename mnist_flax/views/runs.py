@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mnist_flax.config import CARRYING_OUT, Config, defaults, flag
 from mnist_flax.inference.metrics import accuracy_interval
 from mnist_flax.training.records import read_history, read_summary
-from mnist_flax.training.run_directory import CONFIG, read_config, seed_directories
+from mnist_flax.training.run_directory import CONFIG, Recorded, read_recorded, seed_directories
 from mnist_flax.training.selection import Row, best_epoch
 from mnist_flax.views.charts import Histories
 from mnist_flax.views.html import Html, element, join, table
@@ -22,7 +22,7 @@ class Run(NamedTuple):
     Attributes:
         home: the run directory.
         seeds: the directory of each seed and its rows, one for each epoch.
-        config: None if there is no config.json.
+        recorded: the options; None if there is no config.json.
         results: the summary of each seed; of an unfinished run what is known so far.
         summary: of the whole run; None until it is finished.
     """
@@ -30,7 +30,7 @@ class Run(NamedTuple):
     path: Path
     home: Path
     seeds: list[tuple[Path, list[Row]]]
-    config: Config | None
+    recorded: Recorded | None
     results: list[dict[str, Any]]
     summary: dict[str, Any] | None
 
@@ -43,17 +43,17 @@ def read_run(path: Path) -> Run:
     """
     home = path.parent if path.name.startswith("seed-") and not (path / CONFIG).exists() else path
     seeds = [(part, read_history(part)) for part in seed_directories(path) or [path]]
-    config = read_config(home / CONFIG) if (home / CONFIG).exists() else None
+    recorded = read_recorded(home / CONFIG)
     summary = read_summary(home)
     if summary is None:
-        return Run(path, home, seeds, config, [_so_far(*seed) for seed in seeds], None)
+        return Run(path, home, seeds, recorded, [_so_far(*seed) for seed in seeds], None)
     results = summary.get("seeds", [summary])
     if path != home:
         results = [result for result in results if result["seed"] == _number(path)]
         summary = {
             name: value for name, value in {**summary, **results[0]}.items() if name not in {"seeds", "ensemble"}
         }
-    return Run(path, home, seeds, config, results, summary)
+    return Run(path, home, seeds, recorded, results, summary)
 
 
 def _number(directory: Path) -> int:
@@ -118,16 +118,41 @@ def arguments(config: Config) -> list[str]:
     return [part for name in names for part in (flag(name), str(current[name]))]
 
 
-def commands(run: Run, config: Config) -> Html:
-    """What to type to train as this run did: with its own file, and with options written out."""
-    ways = ["--config", str(run.home / CONFIG)], arguments(config)
+def commands(run: Run, recorded: Recorded) -> Html:
+    """What to type to train as this run did: with its own file, if `train` takes it, and with options written out.
+
+    Without options that this version does not have, the command may train another network; then the page says so.
+    """
+    config, unknown = recorded
+    ways, title, how, note = [arguments(config)], "Train it again", "with the options that differ from the preset", ""
+    if unknown:
+        title, how = "Train a similar network", "with the options that this version has and that differ from the preset"
+        text = "This run had options that this version does not have: "
+        end = ". The command leaves them out, so it may train another network."
+        note = element("p", text, _unknown(unknown), end, class_="notice")
+    elif (run.home / CONFIG).exists():
+        ways.insert(0, ["--config", str(run.home / CONFIG)])
+        how = f"from its configuration file, or {how}"
     lines = (join(("python -m mnist_flax.train", _options([*way, "--workdir", "runs/again"])), " ") for way in ways)
-    return join(lines, "\n")
+    heading = element("h2", title, " ", element("small", how))
+    return element("section", heading, note, element("pre", join(lines, "\n")))
+
+
+def _unknown(options: dict[str, Any]) -> Html:
+    """Options that this version does not have, as on the command line of the version that had them."""
+    return _options([word for name, value in options.items() for word in (flag(name), str(value))])
 
 
 def _options(words: list[str]) -> Html:
     """Options as on a command line, each on one line with its value."""
     return join((element("span", shlex.join(pair)) for pair in zip(words[::2], words[1::2], strict=True)), " ")
+
+
+def _all_options(recorded: Recorded) -> Html:
+    """The options that differ from the preset, then those that this version does not have."""
+    known = _options(arguments(recorded.config))
+    unknown = join(("not in this version: ", _unknown(recorded.unknown))) if recorded.unknown else ""
+    return join(filter(None, (known, unknown)), Html("<br>"))
 
 
 def seed_table(run: Run, num_test: int) -> Html:
@@ -172,8 +197,8 @@ def run_table(runs: list[Run]) -> Html:
         if "test_accuracy_std" in summary and len(run.results) > 1:
             test += f" ± {100 * summary['test_accuracy_std']:.2f}"
         seconds = sum(row.get("seconds", 0) for row in max((rows for _, rows in run.seeds), key=len))
-        options = _options(arguments(run.config)) if run.config else NOTHING
-        dataset = run.config.dataset if run.config else NOTHING
+        options = _all_options(run.recorded) if run.recorded else NOTHING
+        dataset = run.recorded.config.dataset if run.recorded else NOTHING
         state = "" if run.summary else " so far"
         rows.append(
             (

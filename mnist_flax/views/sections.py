@@ -10,6 +10,7 @@ from mnist_flax.data import Dataset, Examples
 from mnist_flax.inference import metrics
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS, count_parameters
+from mnist_flax.training.run_directory import Recorded
 from mnist_flax.views import charts, html, plots
 from mnist_flax.views.html import Html, element, escape, join
 from mnist_flax.views.runs import Run, day, duration, interval, percent
@@ -152,11 +153,15 @@ def mistakes(
     return {"mistake_count": escape(count), "mistakes": join(shown)}
 
 
-def augmentation(images: UInt8[np.ndarray, "n 28 28"], samples: UInt8[np.ndarray, "n copies 28 28"]) -> Html:
+def augmentation(
+    images: UInt8[np.ndarray, "n 28 28"], samples: UInt8[np.ndarray, "n copies 28 28"], recorded: Recorded
+) -> Html:
     """Images, each followed by what augmentation made of it."""
     rows = [(html.grey(images[i]), *map(html.grey, copies)) for i, copies in enumerate(samples)]
     head = ("image", element("th", "augmented copies", colspan=samples.shape[1], scope="col"))
-    return html.table(head, rows, "Augmentation", "pictures samples")
+    note = "Drawn with the options that this version has; the run had others, so its images may have been different."
+    pictures = html.table(head, rows, "Augmentation", "pictures samples")
+    return join((element("p", note, class_="note"), pictures)) if recorded.unknown else pictures
 
 
 def filters(kernel: Any) -> Html:

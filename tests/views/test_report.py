@@ -150,6 +150,56 @@ def test_several_runs(run, tmp_path):
     assert shown.count(f"{run}/seed-1 digits 1 2 ") == 1
 
 
+OF_AN_EARLIER_VERSION = {"weight_decay": 0.02, "stretch": 0.15, "slant": 0.15}
+UNKNOWN = "--weight-decay 0.02 --stretch 0.15 --slant 0.15"
+
+
+def of_an_earlier_version(run, target, **changes):
+    config = json.loads((run / "config.json").read_text()) | OF_AN_EARLIER_VERSION | changes
+    return copy(run, target, config=json.dumps(config))
+
+
+def test_a_run_of_an_earlier_version_has_a_report_that_names_the_options_that_are_gone(run, tmp_path):
+    old = of_an_earlier_version(run, tmp_path / "old", epochs=7)
+    shown = text(write_report([old], tmp_path / "out").read_text())
+    assert f"options that this version does not have: {UNKNOWN} . The command leaves them out, so it may" in shown
+    assert "--dataset digits --epochs 7 --val-size 119 --num-seeds 2 --patience 20 --workdir runs/again" in shown
+    assert "Train it again" not in shown
+    assert "--config" not in shown  # `train` refuses that file
+    assert "Drawn with the options that this version has" in shown
+    with pytest.raises(UserError, match=r'--config .* \(there is no option "slant"\)'):
+        parse(["--config", str(old / "config.json")])
+
+
+def test_runs_of_two_versions_side_by_side(run, page, tmp_path):
+    old = of_an_earlier_version(run, tmp_path / "old")
+    shown = text(write_report([run, old], tmp_path / "out").read_text())
+    assert shown.count(f"--patience 20 not in this version: {UNKNOWN} ") == 1
+    for of_this_version in (shown, text(page)):  # they are the other run's
+        assert "Train it again" in of_this_version
+        assert "Drawn with" not in of_this_version
+
+
+def test_unknown_options_are_text_whatever_they_are(run, tmp_path):
+    old = of_an_earlier_version(run, tmp_path / "old", **{HOSTILE: [HOSTILE], "\ud800": None})
+    page = write_report([old], tmp_path / "out").read_text()
+    assert "<img src=x" not in page
+    assert html.escape(HOSTILE) in page
+
+
+def test_a_run_without_its_config_names_no_file_that_is_not_there(run, tmp_path):
+    shown = text(write_report([copy(run, tmp_path / "run", config=None)], tmp_path / "out").read_text())
+    assert "Train it again with the options that differ from the preset python -m mnist_flax.train --dataset" in shown
+
+
+def test_a_value_that_is_not_of_its_options_type_is_refused(run, tmp_path):
+    for value in ("ten", 1.5, [], True):
+        wrong = of_an_earlier_version(run, tmp_path / f"run-{value}", epochs=value)
+        message = f"{wrong}/config.json is not a run's config.json (epochs is {json.dumps(value)}, which it cannot be)"
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            write_report([wrong], tmp_path / "out")
+
+
 def test_names_are_text_whatever_they_are(run, tmp_path, monkeypatch):
     names = tuple(f"{HOSTILE}{i}" for i in range(10))  # as folders of images may be called
 
