@@ -5,16 +5,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import robustness, strangers
 from mnist_flax import data
 from mnist_flax.cli import command
-from mnist_flax.config import Config
+from mnist_flax.config import flag
 from mnist_flax.inference import classifier
 from mnist_flax.inference.calibration import calibrate
 from mnist_flax.inference.evaluation import evaluate
 from mnist_flax.inference.formats import export
 from mnist_flax.reading.reader import redraw
+from mnist_flax.training.run_directory import recorded
 from mnist_flax.views import runs
 
 CARD = classifier.PRETRAINED.with_suffix(".md")
@@ -27,7 +29,6 @@ def model_card(run: Path, data_dir: Path | None) -> str:
     figures = evaluate(None, "mnist", "test", data_dir, 0).figures
     averaged = evaluate(None, "mnist", "test", data_dir, 1).figures
     low, high = figures["accuracy_ci95"]
-    options = shlex.join(runs.arguments(Config.from_json(config)))
     rows = [
         f"| {name} | {row['precision']:.4f} | {row['recall']:.4f} | {row['f1_score']:.4f} | {row['support']:.0f} |"
         for name, row in figures["per_class"].items()
@@ -36,9 +37,7 @@ def model_card(run: Path, data_dir: Path | None) -> str:
 
 `mnist_flax.load_pretrained()` is a 12,534-parameter network trained by
 
-```bash
-python -m mnist_flax.train {options}
-```
+{training(config)}
 
 on {60_000 - config["val_size"]:,} of MNIST's training images. It is the one of {config["num_seeds"]} seeds
 (number {card["seed"]}, epoch {card["epoch"]}) with the highest accuracy on the {config["val_size"]:,} images held out,
@@ -72,6 +71,14 @@ Measured by `python -m benchmarks.robustness` (accuracies in %, with 95 % interv
 
 {robustness.report(network, data_dir)}
 """
+
+
+def training(config: dict[str, Any]) -> str:
+    """The command that trains as a network was trained, and the options of its run that are none of this version."""
+    known, unknown = recorded(config)
+    command = f"```bash\npython -m mnist_flax.train {shlex.join(runs.arguments(known))}\n```"
+    options = ", ".join(f"`{flag(name)} {value}`" for name, value in unknown.items())
+    return f"{command}\n\nand options that this version does not have ({options})," if unknown else command
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

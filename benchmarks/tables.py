@@ -70,14 +70,15 @@ def recipes(runs: list[Path]) -> str:
     """What differs from the first run, and what it gives on the validation split."""
     loaded = [read(run) for run in runs]
     first, first_summary = loaded[0]
-    shown = [name for name in first if name not in _NOT_SHOWN]
+    # Runs of different versions have different options.
+    shown = [name for name in dict.fromkeys(name for config, _ in loaded for name in config) if name not in _NOT_SHOWN]
     lines = [
         "| recipe | seeds | validation accuracy, % | paired difference to the first |",
         "| --- | --- | --- | --- |",
     ]
     for i, (config, summary) in enumerate(loaded):
-        differing = shown if i == 0 else [name for name in shown if config.get(name) != first.get(name)]
-        recipe = " ".join(f"`--{name.replace('_', '-')} {config.get(name)}`" for name in differing) or "the same"
+        differing = [name for name in shown if (config.get(name) != first.get(name) if i else name in first)]
+        recipe = " ".join(_option(name, config) for name in differing) or "the same"
         ours = accuracies(summary)
         spread = f" ± {statistics.stdev(ours.values()):.3f}" if len(ours) > 1 else ""
         lines.append(
@@ -85,6 +86,11 @@ def recipes(runs: list[Path]) -> str:
             f"| {difference(ours, accuracies(first_summary)) if i else '–'} |"
         )
     return "\n".join(lines)
+
+
+def _option(name: str, config: dict[str, Any]) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return f"`{flag} {config[name]}`" if name in config else f"no `{flag}`"
 
 
 def results(runs: list[Path]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import fresh_variables, normal
 
-from benchmarks import tables
+from benchmarks import ship, tables
 from benchmarks.__main__ import Row, main, measure, summarise, table
 from benchmarks.plain_flax import PlainNet
 from benchmarks.suite import SUITE, Benchmark
@@ -114,3 +114,26 @@ def test_what_is_kept_of_a_run_makes_the_same_tables(tmp_path, monkeypatch):
     assert str(tmp_path) not in kept.read_text()
     for make in (tables.recipes, tables.results):
         assert make([kept]) == make([run])
+
+
+def test_recipes_of_two_versions_name_the_options_that_only_one_has(tmp_path):
+    """Whichever is the baseline: what only the other has is a difference too."""
+    kept = json.loads((tables.KEPT / "adam.json").read_text())
+    new = {name: value for name, value in kept["config"].items() if name not in {"weight_decay", "slant"}}
+    paths = [tables.KEPT / "adam.json", tmp_path / "new.json"]
+    paths[1].write_text(json.dumps(kept | {"config": new}))
+    [_, _, *rows], [_, _, *reversed_rows] = (tables.recipes(runs).splitlines() for runs in (paths, paths[::-1]))
+    assert [row.split(" | ")[0] for row in (rows[1], reversed_rows[1])] == [
+        "| no `--weight-decay` no `--slant`",
+        "| `--weight-decay 0.0` `--slant 0.15`",
+    ]
+    assert "weight-decay" not in reversed_rows[0]
+
+
+def test_the_card_of_a_network_names_the_options_that_are_gone():
+    config = {"preset": "speedrun", "epochs": 3}
+    command = ship.training(config)
+    assert command.startswith("```bash\npython -m mnist_flax.train --preset speedrun --epochs 3 ")
+    assert command.endswith("\n```")
+    gone = "\n\nand options that this version does not have (`--weight-decay 0.02`),"
+    assert ship.training(config | {"weight_decay": 0.02}) == command + gone

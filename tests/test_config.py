@@ -88,6 +88,17 @@ def test_a_changed_configuration_is_spelled_out():
         refuse_changes(stored, Config(max_lr=0.03))
 
 
+def test_a_run_of_another_version_is_not_resumed_and_told_so():
+    """Nobody can repeat an option that there is not."""
+    stored = {name: value for name, value in Config().to_json().items() if name != "blur"}
+    for recorded, change in (
+        (stored, r"--blur is now 0.0, which that run's version did not have"),
+        (Config().to_json() | {"slant": 0.15}, r"--slant was 0.15, which this version does not have"),
+    ):
+        with pytest.raises(UserError, match=rf"\({change}\): resume it with the version that started it, or choose"):
+            refuse_changes(recorded, Config())
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['train', '--help']\n"

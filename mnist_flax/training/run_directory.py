@@ -143,15 +143,25 @@ def refuse_changes(stored: dict[str, Any], config: Config) -> None:
     current = config.to_json()
     names = sorted((set(stored) | set(current)) - CARRYING_OUT)
     changed = [
-        f"{flag(name)} was {json.dumps(stored.get(name))}, is now {json.dumps(current.get(name))}"
-        for name in names
-        if stored.get(name) != current.get(name)
+        f"{flag(name)} {_change(name, stored, current)}" for name in names if stored.get(name) != current.get(name)
     ]
+    of_another_version = any((name in stored) != (name in current) for name in names)
+    way = (
+        "resume it with the version that started it" if of_another_version else "repeat that run's options to resume it"
+    )
     if changed:
         raise UserError(
-            f"{config.workdir} belongs to a run with another configuration ({'; '.join(changed)}): repeat that run's "
-            "options to resume it, or choose another --workdir; --overwrite would delete it"
+            f"{config.workdir} belongs to a run with another configuration ({'; '.join(changed)}): {way}, or choose "
+            "another --workdir; --overwrite would delete it"
         )
+
+
+def _change(name: str, stored: dict[str, Any], current: dict[str, Any]) -> str:
+    """What became of an option. One that a version does not have cannot be given to it, so it has no value there."""
+    was, now = json.dumps(stored.get(name)), json.dumps(current.get(name))
+    if name not in current:
+        return f"was {was}, which this version does not have"
+    return f"was {was}, is now {now}" if name in stored else f"is now {now}, which that run's version did not have"
 
 
 def _delete_run(workdir: Path) -> None:
