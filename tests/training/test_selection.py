@@ -1,24 +1,41 @@
+import itertools
+
+import numpy as np
+
 from mnist_flax.config import Config
 from mnist_flax.training.selection import best_epoch, best_kept_epoch, stop_reason
 
 
-def history(*accuracies):
-    return [{"val_accuracy": accuracy} for accuracy in accuracies]
+def history(*accuracies, num_images=10_000, split="validation"):
+    return [{"val_accuracy": x, "val_images": num_images, "selection_split": split} for x in accuracies]
 
 
-def test_best_epoch_is_the_first_of_the_highest():
-    assert best_epoch(history(0.1, 0.9, 0.8, 0.9)) == 2
+def test_best_epoch_is_the_last_that_is_within_one_standard_error_of_the_highest():
+    assert best_epoch(history(0.1, 0.9, 0.8, 0.8971, 0.8969)) == 4  # the error is 0.003
+    assert best_epoch(history(0.1, 0.9, 0.8, 0.8971, 0.8969, num_images=2_500)) == 5  # twice as large
+    assert best_epoch(history(0.9, 1.0, 0.9999)) == 2
+
+
+def test_best_epoch_never_goes_back_to_one_whose_checkpoint_is_not_kept():
+    rng = np.random.RandomState(0)
+    for _ in range(100):
+        rows = history(*rng.uniform(0.97, 1, 20).round(3), num_images=1000)
+        best = [best_epoch(rows[:n]) for n in range(1, 21)]
+        assert all(now in (before, n) for n, (before, now) in enumerate(itertools.pairwise(best), 2))
+
+
+def test_best_epoch_on_the_test_set_and_of_earlier_versions_is_the_first_of_the_highest():
+    assert best_epoch(history(0.1, 0.9, 0.8, 0.9, split="test")) == 2
+    assert best_epoch([{"val_accuracy": accuracy} for accuracy in (0.1, 0.9, 0.8, 0.9)]) == 2
 
 
 def test_few_held_out_images_do_not_tell_which_epoch_is_best():
-    rows = history(0.1, 0.9, 0.8)
-    for row in rows:
-        row["val_images"] = 99
+    rows = history(0.1, 0.9, 0.8, num_images=99)
     assert best_epoch(rows) == best_kept_epoch(rows) == 3
     rows[2]["checkpoint_lost"] = True
     assert best_kept_epoch(rows) == 2
     rows[2]["val_images"] = 100
-    assert best_epoch(rows) == 2
+    assert best_epoch(rows) == 2  # by 100 images the error is 0.03
 
 
 def test_stops_after_patience_epochs_without_improvement():
