@@ -1,5 +1,6 @@
-"""PyTorch's side, on its GPU if it sees one."""
+"""PyTorch's side, on its GPU if it sees one and JAX is not told to use the CPU."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from benchmarks.pil import warp
 from benchmarks.pytorch import Net, make_step
 from benchmarks.suite import Work
 
-CUDA = torch.cuda.is_available()
+# Beside a JAX on a CPU it would be another machine: then it takes the CPU too.
+CUDA = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
 DEVICE = "cuda" if CUDA else "cpu"
 
 
