@@ -131,6 +131,7 @@ def figures_of(lowered: Any, platform: str, save: Callable[[str], Any]) -> dict[
         figures["cycles"] = hlo.cycles(text)
         figures["Mflop"] = round(cost["flops"] / 1e6, 1)
         figures["MB accessed"] = round(cost["bytes accessed"] / 1e6, 1)
+        figures["of it in HBM"] = round(hlo.hbm_bytes(text) / 1e6, 2)
         figures["gathers of single elements"] = hlo.pixel_gathers(text)
     else:
         kernels = hlo.kernels(text)

@@ -106,6 +106,28 @@ def cycles(text: str) -> int:
     return sum(int(number) for number in re.findall(r'"estimated_cycles":"(\d+)"', lines))
 
 
+def hbm_bytes(text: str) -> int:
+    """Bytes that a step's instructions read and write in a TPU's main memory, at most.
+
+    Layouts mark by `S(1)` what lies in memory on the chip. The compiler's "bytes accessed" count that too. Of what an
+    instruction gathers from, it reads as much as it returns.
+    """
+    instructions = instructions_of(text)
+    shapes = {instruction.name: instruction.shape for instruction in instructions}
+    total = 0
+    for name, shape, operation, _, line in instructions:
+        if operation in _NO_WORK:
+            continue
+        operands = re.findall(r"%([\w.\-]+)", line.split(f" {operation}(", 1)[1].split("), ")[0])
+        read = [_in_hbm(shapes[operand]) for operand in operands if operand in shapes]
+        total += _in_hbm(shape) + (min(sum(read), _size(shape)) if "gather" in name else sum(read))
+    return total
+
+
+def _in_hbm(shape: str) -> int:
+    return _size(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d+\)\}", "", shape))
+
+
 def _size(shape: str) -> int:
     arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
     return sum(_BYTES.get(kind, 4) * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in arrays)

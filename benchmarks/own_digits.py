@@ -6,7 +6,6 @@ data set, for on the first half the defaults of such runs were chosen (`config.S
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.tables import with_spread
 from mnist_flax import kernels, train
 from mnist_flax.cli import command, use_compilation_cache
 from mnist_flax.config import completed
@@ -82,8 +82,7 @@ def table(rows: Sequence[Sequence[float]]) -> str:
     """A line for each way; `rows` has the accuracies of each draw."""
     lines = ["| network | test accuracy, % | each draw |", "| --- | --- | --- |"]
     for name, each in zip(WAYS, zip(*rows, strict=True), strict=True):
-        figures = f"{statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}"
-        lines.append(f"| {name} | {figures} | {', '.join(f'{accuracy:.1f}' for accuracy in each)} |")
+        lines.append(f"| {name} | {with_spread(each, 1)} | {', '.join(f'{accuracy:.1f}' for accuracy in each)} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ matplotlib brings, the rest is drawn here. Every draw is fixed.
 
 import argparse
 import functools
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy.interpolate import make_interp_spline
 
+from benchmarks.tables import with_spread
 from mnist_flax import data
 from mnist_flax.cli import command
 from mnist_flax.data.geometry import fit_to_mnist
@@ -185,7 +185,7 @@ def accuracies(runs: Sequence[Path], data_dir: Path | None) -> str:
         cells = [f"`{run.name}`", str(len(networks))]
         for images, labels in sets.values():
             each = [100 * float((network.predict(images)[0] == labels).mean()) for network in networks]
-            cells.append(f"{statistics.mean(each):.2f}" + (f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""))
+            cells.append(with_spread(each, 2))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -55,6 +55,12 @@ def accuracies(summary: dict[str, Any]) -> dict[int, float]:
     return {result["seed"]: 100 * result["val_accuracy"] for result in summary.get("seeds", [summary])}
 
 
+def with_spread(values: Sequence[float], decimals: int) -> str:
+    """Their mean, and of more than one their standard deviation."""
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
+
+
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     """Mean difference over the seeds that both have, in points, with its 95 % interval (paired, Student's t)."""
     from scipy import stats
@@ -80,11 +86,8 @@ def recipes(runs: list[Path]) -> str:
         differing = [name for name in shown if (config.get(name) != first.get(name) if i else name in first)]
         recipe = " ".join(_option(name, config) for name in differing) or "the same"
         ours = accuracies(summary)
-        spread = f" ± {statistics.stdev(ours.values()):.3f}" if len(ours) > 1 else ""
-        lines.append(
-            f"| {recipe} | {len(ours)} | {statistics.mean(ours.values()):.3f}{spread} "
-            f"| {difference(ours, accuracies(first_summary)) if i else '–'} |"
-        )
+        change = difference(ours, accuracies(first_summary)) if i else "–"
+        lines.append(f"| {recipe} | {len(ours)} | {with_spread(list(ours.values()), 3)} | {change} |")
     return "\n".join(lines)
 
 
@@ -95,18 +98,17 @@ def _option(name: str, config: dict[str, Any]) -> str:
 
 def results(runs: list[Path]) -> str:
     """Test accuracy of each run's networks."""
-    columns = "preset", "epochs", "test accuracy, mean ± standard deviation", "seeds", "each seed, %", "their ensemble"
-    columns += ("selected on",)
+    columns = ("preset", "epochs", "seeds", "test accuracy, %", "95 % interval of the mean", "ensemble", "each seed")
+    columns += ("selected on", "trained on")
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(["---"] * len(columns)) + " |"]
     for config, summary in map(read, runs):
         each = [100 * result["test_accuracy"] for result in summary.get("seeds", [summary])]
-        spread = f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else ""
-        ensemble = f"{summary['ensemble']['test_accuracy']:.2%}" if "ensemble" in summary else "–"
+        interval = " to ".join(f"{100 * bound:.2f}" for bound in summary.get("test_accuracy_ci95", [])) or "–"
+        ensemble = f"{100 * summary['ensemble']['test_accuracy']:.2f}" if "ensemble" in summary else "–"
         split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
-        lines.append(
-            f"| `{summary['preset']}` | {summary['epochs_run']} | {statistics.mean(each):.2f}{spread} % | {len(each)} "
-            f"| {', '.join(f'{accuracy:.2f}' for accuracy in each)} | {ensemble} | {split} |"
-        )
+        cells = [f"`{summary['preset']}`", str(summary["epochs_run"]), str(len(each)), with_spread(each, 2), interval]
+        cells += [ensemble, ", ".join(f"{accuracy:.2f}" for accuracy in each), split, summary["devices"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

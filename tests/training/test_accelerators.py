@@ -151,6 +151,22 @@ def test_reading_a_compiled_program():
     assert hlo.collectives(HLO) == (1, 8 * 4 + 6 * 4)
 
 
+TPU_HLO = """HloModule m
+ENTRY %main (images: u8[55000,896], i: s32[2]) -> f32[4] {
+  %images = u8[55000,896]{1,0:T(8,128)} parameter(0)
+  %i = s32[2]{0:T(128)S(1)} parameter(1)
+  %gather_fusion = u8[2,896]{1,0:T(8,128)S(1)} fusion(%images, %i), kind=kCustom, calls=%f
+  %fusion = f32[100]{0:T(128)S(1)} fusion(%gather_fusion), kind=kLoop, calls=%g
+  %both = (f32[4]{0:T(128)}, f32[8]{0:T(128)S(1)}) fusion(%fusion), kind=kLoop, calls=%h
+  ROOT %first = f32[4]{0:T(128)} get-tuple-element(%both), index=0
+}
+"""
+
+
+def test_a_tpus_main_memory_is_told_from_that_on_the_chip():
+    assert hlo.hbm_bytes(TPU_HLO) == 2 * 896 + 4 * 4
+
+
 def test_what_is_not_installed_is_said(capsys, monkeypatch):
     from benchmarks import accelerators
 
