@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from mnist_flax.augment import Augmentation, distort, draw_distortions
 from mnist_flax.data import SIDE, Examples, Normalization, from_rows
@@ -106,52 +106,54 @@ def each_replica(function: Callable[..., Any], *arguments: Any, in_turns: bool) 
     return jax.vmap(function)(*arguments)
 
 
-def epoch_order(state: TrainState, *, num_examples: int, steps_per_epoch: int) -> Int[Array, " n"]:
-    """The order in which the current epoch of `state` visits the training examples."""
+def epoch_order(state: TrainState, *, num_examples: int, batch_size: int) -> Int[Array, " visits"]:
+    """The order in which the current epoch of `state` visits the training examples.
+
+    It is filled up from its start to whole batches: every image is seen and every batch is full.
+    """
+    steps_per_epoch = -(-num_examples // batch_size)
     shuffle_key, _ = jax.random.split(state.key)
-    return jax.random.permutation(jax.random.fold_in(shuffle_key, state.step // steps_per_epoch), num_examples)
+    key = jax.random.fold_in(shuffle_key, state.step // steps_per_epoch)
+    return jnp.resize(jax.random.permutation(key, num_examples), (steps_per_epoch * batch_size,))
 
 
 def next_batch(
     state: TrainState,
-    order: Int[Array, " n"],
+    order: Int[Array, " visits"],
     first: Int[Any, ""] | int,
     size: int,
     *,
-    examples: Examples,
+    rows: UInt8[Array, "n length"],
     options: StepOptions,
 ) -> Batch:
     """The images `first` to `first + size` of the batch for the state's next step, augmented and normalised.
 
-    `examples` are `in_rows`. The last batch of an epoch is filled up from the epoch's start: every image is seen and
-    every batch is full.
+    `order` is the epoch's `epoch_order`, and `rows` are the training examples `in_rows`.
     """
-    num_examples = examples.labels.shape[0]
-    steps_per_epoch = -(-num_examples // options.batch_size)
-    position = state.step % steps_per_epoch * options.batch_size + first + jnp.arange(size)
-    chosen = order[position % num_examples]
+    steps_per_epoch = order.shape[0] // options.batch_size
+    start = state.step % steps_per_epoch * options.batch_size + first
+    images, labels = from_rows(rows[lax.dynamic_slice_in_dim(order, start, size)], SIDE)
     # Every device draws the whole batch's distortions and takes its own: numbers do not depend on the device count.
     _, warp_key = jax.random.split(state.key)
     key = jax.random.fold_in(warp_key, state.step)
     drawn = draw_distortions(key, options.batch_size, SIDE, options.augmentation, options.strength(state.step))
     own = jax.tree.map(lambda numbers: lax.dynamic_slice_in_dim(numbers, first, size), drawn)
-    images = distort(from_rows(examples.images[chosen], SIDE), own)
-    return Batch(options.normalization(images), examples.labels[chosen])
+    return Batch(options.normalization(distort(images, own)), labels)
 
 
 def train_steps(
     state: TrainState,
     totals: Totals,
-    order: Int[Array, " n"],
+    order: Int[Array, " visits"],
     num_steps: Int[Array, ""],
     *,
-    examples: Examples,
+    rows: UInt8[Array, "n length"],
     options: StepOptions,
 ) -> tuple[TrainState, Totals]:
     """Take up to `num_steps` steps within one epoch; stop early after a step whose loss or gradient is not finite.
 
-    `order` is the epoch's `epoch_order`. Order and warps depend on the epoch, the step and the state's key alone, not
-    on how steps are divided into calls or over devices. `num_steps` is traced: one compilation serves every chunk.
+    `order` and `rows` are as in `next_batch`. Order and warps depend on the epoch, the step and the state's key alone,
+    not on how steps are divided into calls or over devices. `num_steps` is traced: one compilation serves every chunk.
     """
     share = options.batch_size // lax.axis_size(DATA)
     first = lax.axis_index(DATA) * share
@@ -165,7 +167,7 @@ def train_steps(
     def advance(carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
         state, totals = carry
         with jax.named_scope("augmentation"):
-            batch = next_batch(state, order, first, share, examples=examples, options=options)
+            batch = next_batch(state, order, first, share, rows=rows, options=options)
         state, metrics = _packed_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
         return state, totals.add(metrics)
 

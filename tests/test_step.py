@@ -187,11 +187,18 @@ def test_augmentation_fades_to_nothing():
 
 def test_epochs_have_different_orders_that_are_permutations():
     state = new_state(fresh_variables(0))
-    order = functools.partial(epoch_order, num_examples=100, steps_per_epoch=4)
+    order = functools.partial(epoch_order, num_examples=100, batch_size=25)
     first, same, second = (order(state.replace(step=jnp.int32(step))) for step in (0, 3, 4))
     assert sorted(first.tolist()) == list(range(100))
     np.testing.assert_array_equal(first, same)
     assert (first != second).any()
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(30, 120), (128, 128), (256, 256)])
+def test_an_epochs_last_batch_is_filled_up_from_its_start(batch_size, length):
+    order = epoch_order(new_state(fresh_variables(0)), num_examples=100, batch_size=batch_size)
+    assert order.shape == (length,)
+    np.testing.assert_array_equal(order[100:], np.resize(order[:100], length)[100:])
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 100), (1, 30), (8, 30), (3, 7)])

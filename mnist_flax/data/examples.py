@@ -28,23 +28,24 @@ class Normalization(NamedTuple):
 LANES = 128  # a TPU's registers are so many numbers wide
 
 
-def in_rows(examples: Examples) -> Examples:
-    """`examples`, or their shapes, with each image a row of its pixels, filled up with zeros to a multiple of `LANES`.
+def in_rows(examples: Examples) -> UInt8[Any, "n length"]:
+    """Each image a row of its pixels, then its label, filled up with zeros to a multiple of `LANES`; or their shape.
 
     A TPU keeps an array of small images, or of rows that do not fill its lanes, with the images along the lanes. To
-    pick some of them it then has to read, or to copy, all of them.
+    pick some of them it then has to read, or to copy, all of them. A label of its own would be picked alone, one number
+    at a time.
     """
     images, (num_images, *sides) = examples.images, examples.images.shape
-    length = -(-math.prod(sides) // LANES) * LANES
+    length = -(-(math.prod(sides) + 1) // LANES) * LANES
     if not isinstance(images, np.ndarray):  # but a jax.ShapeDtypeStruct
-        return examples._replace(images=type(images)((num_images, length), images.dtype))
-    rows = images.reshape(num_images, -1)
-    return examples._replace(images=np.pad(rows, ((0, 0), (0, length - rows.shape[1]))))
+        return type(images)((num_images, length), images.dtype)
+    rows = np.concatenate([images.reshape(num_images, -1), examples.labels[:, None].astype(np.uint8)], axis=1)
+    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])))
 
 
-def from_rows(rows: UInt8[Any, "n length"], side: int) -> UInt8[Any, "n side side"]:
-    """The images in such rows."""
-    return rows[:, : side**2].reshape(-1, side, side)
+def from_rows(rows: UInt8[Any, "n length"], side: int) -> tuple[UInt8[Any, "n side side"], Int[Any, " n"]]:
+    """The images and the labels in such rows."""
+    return rows[:, : side**2].reshape(-1, side, side), rows[:, side**2].astype(np.int32)
 
 
 def stratified_choice(labels: Int[np.ndarray, " n"], size: int, seed: int) -> Shaped[np.ndarray, " n"]:

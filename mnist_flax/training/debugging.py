@@ -63,14 +63,14 @@ def _find_operation(
 
 
 def nonfinite_operation(
-    state: TrainState, order: Int[Array, " n"], *, examples: Examples, options: StepOptions
+    state: TrainState, order: Int[Array, " visits"], *, examples: Examples, options: StepOptions
 ) -> str | None:
     """Repeat one replica's next step operation by operation; name the first whose result is not finite, and its line.
 
     None if the step stays finite that way: a sum over a whole batch on one device rounds differently from a sum of
     partial sums on many.
     """
-    batch = next_batch(state, order, 0, options.batch_size, examples=in_rows(examples), options=options)
+    batch = next_batch(state, order, 0, options.batch_size, rows=jnp.asarray(in_rows(examples)), options=options)
     package = Path(__file__).parents[1]
     with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
         try:

@@ -110,15 +110,14 @@ class TrainingProgram:
         num_examples = examples.labels.shape[0]
         self.mesh, self.steps_per_epoch = mesh, -(-num_examples // options.batch_size)
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
-        self._examples: Examples = place(in_rows(examples), mesh)
+        self._rows: Array = place(in_rows(examples), mesh)
         each = functools.partial(each_replica, in_turns=in_turns(mesh))
-        ordered = functools.partial(epoch_order, num_examples=num_examples, steps_per_epoch=self.steps_per_epoch)
+        self._order_length = self.steps_per_epoch * options.batch_size
+        ordered = functools.partial(epoch_order, num_examples=num_examples, batch_size=options.batch_size)
         self.order: Any = compile_per_device(functools.partial(each, ordered), mesh, BY_REPLICA, BY_REPLICA)
 
-        def train_replicas(
-            state: TrainState, totals: Totals, order: Array, num_steps: Array, examples: Examples
-        ) -> Any:
-            one = functools.partial(train_steps, examples=examples, options=options)
+        def train_replicas(state: TrainState, totals: Totals, order: Array, num_steps: Array, rows: Array) -> Any:
+            one = functools.partial(train_steps, rows=rows, options=options)
             return each(one, state, totals, order, num_steps)
 
         specs = BY_REPLICA, BY_REPLICA, BY_REPLICA, BY_REPLICA, EVERYWHERE
@@ -129,9 +128,9 @@ class TrainingProgram:
         """Trace, for states, or shapes of states, such as this one: `lower()` and `compile()` come next."""
         replicas = state.step.shape
         totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(replicas, x.dtype), jax.eval_shape(Totals.zero))
-        order = jax.ShapeDtypeStruct((*replicas, *self._examples.labels.shape), np.int32)
+        order = jax.ShapeDtypeStruct((*replicas, self._order_length), np.int32)
         shapes = place((totals, order, jax.ShapeDtypeStruct(replicas, np.int32)), self.mesh, BY_REPLICA)
-        return self.steps.trace(state, *shapes, self._examples)
+        return self.steps.trace(state, *shapes, self._rows)
 
     def compile(self, state: TrainState) -> None:
         """Compile ahead of the first call."""
@@ -141,11 +140,11 @@ class TrainingProgram:
         self,
         state: TrainState,
         totals: Totals,
-        order: Int[Array, "replicas n"],
+        order: Int[Array, "replicas visits"],
         num_steps: Int[np.ndarray, " replicas"],
     ) -> tuple[TrainState, Totals]:
         """`train_steps` of every replica; `state` and `totals` are donated."""
-        return self.steps(state, totals, order, place(num_steps, self.mesh, BY_REPLICA), self._examples)
+        return self.steps(state, totals, order, place(num_steps, self.mesh, BY_REPLICA), self._rows)
 
 
 class Figures:
