@@ -107,7 +107,7 @@ def results(runs: list[Path]) -> str:
         ensemble = f"{100 * summary['ensemble']['test_accuracy']:.2f}" if "ensemble" in summary else "–"
         split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
         cells = [f"`{summary['preset']}`", str(summary["epochs_run"]), str(len(each)), with_spread(each, 2), interval]
-        cells += [ensemble, ", ".join(f"{accuracy:.2f}" for accuracy in each), split, summary["devices"]]
+        cells += [ensemble, ", ".join(f"{accuracy:.2f}" for accuracy in each), split, summary.get("devices", "–")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

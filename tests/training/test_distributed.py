@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 
 
 def assert_close(workdir, whole):
-    """Losses to 1e-5; weights, which 84 steps have moved by up to 8e-4, to 5e-6.
+    """Losses to 1e-5; weights, which 84 steps have moved by up to 8e-4, to 5e-6; running statistics to 5e-5.
 
     But for the one bias that BatchNorm subtracts again: its gradients are rounding errors, which Adam enlarges.
     """
@@ -67,7 +67,8 @@ def assert_close(workdir, whole):
     for name, value in theirs.items():
         if name == "channel_reduce.0.bias":
             continue
-        np.testing.assert_allclose(ours[name], value, atol=5e-6, rtol=1e-5, err_msg=name)
+        atol = 5e-5 if "running" in name else 5e-6
+        np.testing.assert_allclose(ours[name], value, atol=atol, rtol=1e-5, err_msg=name)
 
 
 def test_stopped_and_killed_and_gone_on_with_by_more_processes(whole, tmp_path):
