@@ -20,7 +20,7 @@ class Config:
     """Train the 12,534-parameter network; run the same command again to resume."""
 
     preset: Literal["default", "best", "speedrun", "reference"] = "default"
-    """'default': 10 epochs. 'best': the most accurate, 30 epochs. 'speedrun': 2 epochs. 'reference': the original's
+    """'default': 10 epochs. 'best': the most accurate, 50 epochs. 'speedrun': 2 epochs. 'reference': the original's
     recipe and protocol to the letter (trains on all 60,000 images, selects on the test set, stops at an accuracy of
     0.994)."""
 
@@ -196,7 +196,7 @@ def require_dataset(name: str) -> None:
 
 PRESETS = {
     "default": Config(),
-    "best": Config(preset="best", epochs=30, patience=0),
+    "best": Config(preset="best", epochs=50, patience=0, label_smoothing=0.0),
     "speedrun": Config(
         preset="speedrun", epochs=2, max_lr=0.02, rotation=10.0, translation=0.07, scale_min=0.9, scale_max=1.1
     ),
