@@ -19,6 +19,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.inference.interop import to_pytorch
 from mnist_flax.inference.weights import load_run
 from mnist_flax.training.records import read_history
+from mnist_flax.training.selection import best_epoch
 
 
 @pytest.fixture(scope="module")
@@ -347,9 +348,11 @@ def test_each_seed_stops_on_its_own(tmp_path):
     status, _, err = train(*arguments)
     assert (status, err) == (0, "")
     for result in json.loads((tmp_path / "summary.json").read_text())["seeds"]:
-        accuracies = [row["val_accuracy"] for row in rows(tmp_path / f"seed-{result['seed']}")]
+        history = rows(tmp_path / f"seed-{result['seed']}")
+        accuracies = [row["val_accuracy"] for row in history]
         assert result["epochs_run"] == len(accuracies) < 30
         assert 1 + accuracies.index(max(accuracies)) == len(accuracies) - 2
+        assert result["best_epoch"] == best_epoch(history)
 
 
 def test_a_second_ctrl_c_ends_a_run_that_is_about_to_end():

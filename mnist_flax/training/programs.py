@@ -112,7 +112,6 @@ class TrainingProgram:
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
         self._rows: Array = place(in_rows(examples), mesh)
         each = functools.partial(each_replica, in_turns=in_turns(mesh))
-        self._order_length = self.steps_per_epoch * options.batch_size
         ordered = functools.partial(epoch_order, num_examples=num_examples, batch_size=options.batch_size)
         self.order: Any = compile_per_device(functools.partial(each, ordered), mesh, BY_REPLICA, BY_REPLICA)
 
@@ -128,7 +127,7 @@ class TrainingProgram:
         """Trace, for states, or shapes of states, such as this one: `lower()` and `compile()` come next."""
         replicas = state.step.shape
         totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(replicas, x.dtype), jax.eval_shape(Totals.zero))
-        order = jax.ShapeDtypeStruct((*replicas, self._order_length), np.int32)
+        order = jax.eval_shape(self.order, state)
         shapes = place((totals, order, jax.ShapeDtypeStruct(replicas, np.int32)), self.mesh, BY_REPLICA)
         return self.steps.trace(state, *shapes, self._rows)
 
