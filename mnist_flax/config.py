@@ -46,6 +46,10 @@ class Config:
     initial_weights: str | None = None
     """Start from trained weights: 'pretrained' (the shipped ones), a run directory, or a safetensors file."""
 
+    teacher: str | None = None
+    """Train towards the mean answer of trained networks, not the labels: all seeds of a run directory, a safetensors
+    file, or 'pretrained'. All seeds of the run then see the same batches."""
+
     val_size: int | None = None
     """Training images held out to select the model on. Default: one twelfth. 0 trains on all of them and selects on
     the test set."""

@@ -27,10 +27,15 @@ REPLICA, DATA = "replica", "data"  # the mesh's axes
 
 
 class Batch(NamedTuple):
-    """Normalised images and their labels."""
+    """Normalised images and their labels.
+
+    Attributes:
+        targets: probabilities to train towards; None: the labels, smoothed.
+    """
 
     images: Float[Array, "n 28 28 1"]
     labels: Int[Array, " n"]
+    targets: Float[Array, "n classes"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +80,9 @@ def _packed_step(
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updates = state.apply_fn(variables, batch.images, train=True, mutable=["batch_stats"])
-        targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), label_smoothing)
+        targets = batch.targets
+        if targets is None:
+            targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updates["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(unpack(state.params))
@@ -141,6 +148,49 @@ def next_batch(
     return Batch(options.normalization(distort(images, own)), labels)
 
 
+def mean_probabilities(
+    teachers: Any, images: Float[Array, "n 28 28 1"], *, apply_fn: Any, in_turns: bool
+) -> Float[Array, "n classes"]:
+    """What several networks answer together; `teachers` are their variables, with a leading axis of networks."""
+    logits = each_replica(lambda variables: apply_fn(variables, images), teachers, in_turns=in_turns)
+    return jax.nn.softmax(logits).mean(0)
+
+
+def teach(
+    teachers: Any,
+    states: TrainState,
+    orders: Int[Array, "replicas visits"],
+    num_steps: int,
+    *,
+    rows: UInt8[Array, "n length"],
+    options: StepOptions,
+    apply_fn: Any,
+    in_turns: bool,
+) -> Float[Array, "steps share classes"]:
+    """The teachers' answers to this device's share of each of the next `num_steps` batches.
+
+    All replicas of a run with teachers have one key, so one answer serves them all: that of the replica which has gone
+    furthest. Hinton, Vinyals & Dean, 2015, arXiv:1503.02531; on images distorted alike for teachers and student: Beyer
+    et al., 2021, arXiv:2106.05237.
+    """
+    furthest = states.step.argmax()
+    state, order = jax.tree.map(lambda x: x[furthest], (states, orders))
+    share, first = _share(options)
+
+    def answer(i: Array) -> Array:
+        ahead = state.replace(step=state.step + i)
+        images = next_batch(ahead, order, first, share, rows=rows, options=options).images
+        return mean_probabilities(teachers, images, apply_fn=apply_fn, in_turns=in_turns)
+
+    return lax.map(answer, jnp.arange(num_steps))
+
+
+def _share(options: StepOptions) -> tuple[int, Array]:
+    """How many of a batch's images are this device's, and which is the first."""
+    share = options.batch_size // lax.axis_size(DATA)
+    return share, lax.axis_index(DATA) * share
+
+
 def train_steps(
     state: TrainState,
     totals: Totals,
@@ -149,16 +199,16 @@ def train_steps(
     *,
     rows: UInt8[Array, "n length"],
     options: StepOptions,
+    targets: Float[Array, "steps share classes"] | None = None,
 ) -> tuple[TrainState, Totals]:
     """Take up to `num_steps` steps within one epoch; stop early after a step whose loss or gradient is not finite.
 
-    `order` and `rows` are as in `next_batch`. Order and warps depend on the epoch, the step and the state's key alone,
-    not on how steps are divided into calls or over devices. `num_steps` is traced: one compilation serves every chunk.
+    `order` and `rows` are as in `next_batch`, and `targets` what `teach` returns, if there are teachers. Order and
+    warps depend on the epoch, the step and the state's key alone, not on how steps are divided into calls or over
+    devices. `num_steps` is traced: one compilation serves every chunk.
     """
-    share = options.batch_size // lax.axis_size(DATA)
-    first = lax.axis_index(DATA) * share
-
-    end = state.step + num_steps
+    share, first = _share(options)
+    start, end = state.step, state.step + num_steps
 
     def unfinished(carry: tuple[TrainState, Totals]) -> Array:
         state, totals = carry
@@ -168,6 +218,8 @@ def train_steps(
         state, totals = carry
         with jax.named_scope("augmentation"):
             batch = next_batch(state, order, first, share, rows=rows, options=options)
+        if targets is not None:
+            batch = batch._replace(targets=targets[state.step - start])
         state, metrics = _packed_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)
         return state, totals.add(metrics)
 

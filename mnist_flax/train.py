@@ -13,6 +13,7 @@ import simple_parsing
 
 from mnist_flax.cli import ArgumentParser, command, use_compilation_cache
 from mnist_flax.config import NAMES, PRESETS, Config, completed, defaults, require_dataset, validate
+from mnist_flax.errors import UserError
 from mnist_flax.training.run_directory import read_config
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
     is_main = jax.process_index() == 0
     chosen = _kernels(config, mesh.platform_of(devices), is_main)
-    initial = _initial(config, dataset)
+    initial, teachers = _initial(config, dataset), _teachers(config, dataset)
     with run_directory.claimed(config) if is_main else nullcontext():
         mesh.wait_for_all("the run directory is claimed")
         if summary := records.read_summary(config.workdir):
@@ -101,7 +102,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
                 print(_nothing_done(config, summary))
                 _calibrate(config, dataset)  # the run may have been killed before that
             return summary
-        summary = loop.carry_out(run.prepare(config, dataset, devices, chosen, initial), interruption)
+        summary = loop.carry_out(run.prepare(config, dataset, devices, chosen, initial, teachers), interruption)
         if is_main:
             _calibrate(config, dataset)
             if not config.no_report:
@@ -136,6 +137,17 @@ def _initial(config: Config, dataset: "Dataset") -> "Callable[[], dict[str, Any]
     if config.overwrite or not run_directory.has_checkpoints(config.workdir):
         load()
     return load
+
+
+def _teachers(config: Config, dataset: "Dataset") -> dict[str, Any] | None:
+    """The variables of the networks that teach, if any do."""
+    if config.teacher is None:
+        return None
+    if config.workdir.resolve() in (Path(config.teacher).resolve(), *Path(config.teacher).resolve().parents):
+        raise UserError(f"--teacher {config.teacher} is in the new run's own directory; choose another --workdir")
+    from mnist_flax.inference.transfer import teachers
+
+    return teachers(config.teacher, dataset)
 
 
 def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from mnist_flax.data import Examples, in_rows
 from mnist_flax.model import MNISTNet
-from mnist_flax.step import StepOptions, Totals, TrainState, next_batch, train_step
+from mnist_flax.step import StepOptions, Totals, TrainState, mean_probabilities, next_batch, train_step
 from mnist_flax.training.checkpoint import resumable
 from mnist_flax.training.mesh import to_host
 from mnist_flax.training.run import Progress, Run, of_replica
@@ -57,13 +57,22 @@ def _find_operation(
     own: dict[str, Any] = jax.tree.map(jnp.asarray, of_replica(to_host(arrays), i))
     own["key"] = jax.random.wrap_key_data(own["key"])
     found = nonfinite_operation(
-        state.replace(**own), to_host(order)[i], examples=run.dataset.train, options=run.options
+        state.replace(**own),
+        to_host(order)[i],
+        examples=run.dataset.train,
+        options=run.options,
+        teachers=run.teachers,
     )
     return f"{found}." if found else "Repeated one operation at a time, the step stays finite."
 
 
 def nonfinite_operation(
-    state: TrainState, order: Int[Array, " visits"], *, examples: Examples, options: StepOptions
+    state: TrainState,
+    order: Int[Array, " visits"],
+    *,
+    examples: Examples,
+    options: StepOptions,
+    teachers: Any = None,
 ) -> str | None:
     """Repeat one replica's next step operation by operation; name the first whose result is not finite, and its line.
 
@@ -71,6 +80,9 @@ def nonfinite_operation(
     partial sums on many.
     """
     batch = next_batch(state, order, 0, options.batch_size, rows=jnp.asarray(in_rows(examples)), options=options)
+    if teachers is not None:
+        targets = mean_probabilities(teachers, batch.images, apply_fn=MNISTNet().apply, in_turns=False)
+        batch = batch._replace(targets=targets)
     package = Path(__file__).parents[1]
     with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
         try:

@@ -4,6 +4,8 @@ import shlex
 import sys
 from typing import Any
 
+import jax
+
 from mnist_flax.model import count_parameters
 from mnist_flax.training.mesh import describe, resources
 from mnist_flax.training.run import Progress, Run
@@ -23,11 +25,13 @@ def opening(run: Run, progress: Progress) -> list[str]:
     seeds = f"seeds {run.seeds[0]} to {run.seeds[-1]}" if config.num_seeds > 1 else f"seed {config.seed}"
     num_params = count_parameters(progress.state.params) // config.num_seeds
     accelerators = resources(run.mesh)
+    num_teachers = len(jax.tree.leaves(run.teachers)[0]) if run.teachers else 0
     return [
         *([f"Training on 'digits', not on MNIST: {dataset.note}"] if dataset.note else []),
         f"{dataset.name}: {splits}",
         f"{num_params:,} parameters, {seeds}, on {describe(run.mesh)}, {KERNELS[run.kernels.name]}",
         *([f"Starting from trained weights: {config.initial_weights}"] if config.initial_weights else []),
+        *([f"Training towards the mean answer of teachers: {num_teachers}, {config.teacher}"] if num_teachers else []),
         *([f"Accelerators: {accelerators}"] if accelerators else []),
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epoch{'s' * (run.epochs != 1)} of {run.steps_per_epoch:,} steps of {config.batch_size} images, "

@@ -14,7 +14,17 @@ from mnist_flax.data import NUM_CLASSES, Examples, Normalization, in_rows
 from mnist_flax.kernels import Kernels
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
-from mnist_flax.step import DATA, StepOptions, Totals, TrainState, each_replica, epoch_order, evaluate, train_steps
+from mnist_flax.step import (
+    DATA,
+    StepOptions,
+    Totals,
+    TrainState,
+    each_replica,
+    epoch_order,
+    evaluate,
+    teach,
+    train_steps,
+)
 from mnist_flax.training.mesh import (
     BY_EXAMPLE,
     BY_REPLICA,
@@ -57,8 +67,10 @@ def step_options(config: Config, normalization: Normalization, total_steps: int)
 def create_state(
     seed: UInt32[Any, ""], config: Config, total_steps: int, kernels: Kernels = "xla", num_classes: int = NUM_CLASSES
 ) -> TrainState:
-    """A replica's state before the first step."""
+    """A replica's state before the first step. With a teacher all replicas see the same batches, as `teach` needs."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
+    if config.teacher is not None:
+        _, run_key = jax.random.split(jax.random.key(config.seed))
     tx = make_optimizer(config.optimizer, total_steps, config.max_lr, clip_norm=config.clip_norm)
     return TrainState.create(init_variables(init_key), run_key, MNISTNet(DATA, kernels, num_classes).apply, tx)
 
@@ -103,21 +115,36 @@ class TrainingProgram:
 
     Attributes:
         steps_per_epoch: every one with a full batch.
-        chunk: how many of them one call should run.
+        chunk: how many of them one call should run, and the most that it may if there are teachers.
     """
 
-    def __init__(self, mesh: Mesh, options: StepOptions, examples: Examples, kernels: Kernels = "xla") -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        options: StepOptions,
+        examples: Examples,
+        kernels: Kernels = "xla",
+        num_classes: int = NUM_CLASSES,
+        teachers: Any = None,
+    ) -> None:
+        """`teachers` are variables with a leading axis of networks; None: the labels are what is trained towards."""
         num_examples = examples.labels.shape[0]
         self.mesh, self.steps_per_epoch = mesh, -(-num_examples // options.batch_size)
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
-        self._rows: Array = place(in_rows(examples), mesh)
+        self._fixed: Any = place((in_rows(examples), teachers), mesh)
         each = functools.partial(each_replica, in_turns=in_turns(mesh))
         ordered = functools.partial(epoch_order, num_examples=num_examples, batch_size=options.batch_size)
         self.order: Any = compile_per_device(functools.partial(each, ordered), mesh, BY_REPLICA, BY_REPLICA)
 
-        def train_replicas(state: TrainState, totals: Totals, order: Array, num_steps: Array, rows: Array) -> Any:
-            one = functools.partial(train_steps, rows=rows, options=options)
-            return each(one, state, totals, order, num_steps)
+        apply = MNISTNet(kernels=kernels, num_classes=num_classes).apply
+
+        def train_replicas(state: TrainState, totals: Totals, order: Array, num_steps: Array, fixed: Any) -> Any:
+            rows, teachers = fixed
+            alike = {"rows": rows, "options": options}
+            if teachers is not None:
+                answers = functools.partial(teach, apply_fn=apply, in_turns=in_turns(mesh), **alike)
+                alike["targets"] = answers(teachers, state, order, self.chunk)
+            return each(functools.partial(train_steps, **alike), state, totals, order, num_steps)
 
         specs = BY_REPLICA, BY_REPLICA, BY_REPLICA, BY_REPLICA, EVERYWHERE
         results = BY_REPLICA, BY_REPLICA
@@ -129,7 +156,7 @@ class TrainingProgram:
         totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(replicas, x.dtype), jax.eval_shape(Totals.zero))
         order = jax.eval_shape(self.order, state)
         shapes = place((totals, order, jax.ShapeDtypeStruct(replicas, np.int32)), self.mesh, BY_REPLICA)
-        return self.steps.trace(state, *shapes, self._rows)
+        return self.steps.trace(state, *shapes, self._fixed)
 
     def compile(self, state: TrainState) -> None:
         """Compile ahead of the first call."""
@@ -143,7 +170,7 @@ class TrainingProgram:
         num_steps: Int[np.ndarray, " replicas"],
     ) -> tuple[TrainState, Totals]:
         """`train_steps` of every replica; `state` and `totals` are donated."""
-        return self.steps(state, totals, order, place(num_steps, self.mesh, BY_REPLICA), self._rows)
+        return self.steps(state, totals, order, place(num_steps, self.mesh, BY_REPLICA), self._fixed)
 
 
 class Figures:

@@ -161,6 +161,7 @@ def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]]
         "dataset_note": run.dataset.note,
         "preset": run.config.preset,
         "initial_weights": run.config.initial_weights,
+        "teacher": run.config.teacher,
         "num_params": count_parameters(variable_shapes()["params"]),
         "selection_split": run.dataset.selection_split,
         **({**statistics_of(results), **together} if len(results) > 1 else results[0]),

@@ -1,6 +1,7 @@
 """A run: what is fixed when it starts (`Run`), and what changes while it trains (`Progress`)."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Run:
         learning_rate: its schedule.
         kernels: what computes its convolutions and BatchNorm.
         initial: loads the variables that it starts from; None if it starts from random ones.
+        teachers: variables of the networks whose answers it trains towards, with a leading axis; None: the labels.
     """
 
     config: Config
@@ -47,11 +49,20 @@ class Run:
     learning_rate: Schedule
     kernels: Choice
     initial: Callable[[], dict[str, Any]] | None = None
+    teachers: dict[str, Any] | None = None
 
     @property
     def seeds(self) -> UInt32[np.ndarray, " replicas"]:
         """One for each replica."""
         return self.config.seed + np.arange(self.config.num_seeds, dtype=np.uint32)
+
+    @property
+    def digest(self) -> str:
+        """Of the data, and of the teachers if there are any: what a resumed run must find as it was."""
+        if self.teachers is None:
+            return self.dataset.digest
+        leaves = [leaf.tobytes() for leaf in jax.tree.leaves(self.teachers)]
+        return hashlib.sha256(self.dataset.digest.encode() + b"".join(leaves)).hexdigest()
 
     @property
     def epochs(self) -> int:
@@ -102,23 +113,26 @@ def prepare(
     mesh: Mesh,
     kernels: Choice,
     initial: Callable[[], dict[str, Any]] | None = None,
+    teachers: dict[str, Any] | None = None,
 ) -> Run:
     """A run on a mesh, its data placed and its programs ready to be compiled."""
     steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
     total_steps = (config.epochs or 0) * steps_per_epoch
     options = step_options(config, dataset.normalization, total_steps)
-    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, len(dataset.class_names))
+    num_classes = len(dataset.class_names)
+    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, num_classes)
     return Run(
         config=config,
         dataset=dataset,
         mesh=mesh,
         options=options,
-        training=TrainingProgram(mesh, options, dataset.train, kernels.name),
+        training=TrainingProgram(mesh, options, dataset.train, kernels.name, num_classes, teachers),
         evaluation=evaluation,
         validation=evaluation.batches(dataset.validation),
         learning_rate=one_cycle(total_steps, config.max_lr)[0],
         kernels=kernels,
         initial=initial,
+        teachers=teachers,
     )
 
 

@@ -27,7 +27,7 @@ class RunFiles:
     def __init__(self, run: Run) -> None:
         workdir = run.config.workdir
         self.is_main = jax.process_index() == 0
-        self.workdir, self.digest = workdir, run.dataset.digest
+        self.workdir, self.digest, self.teacher = workdir, run.digest, run.config.teacher
         self.directories = directories_of(run.config)
         self.best = [Checkpoints(directory / "best") for directory in self.directories]
         self.last = Checkpoints(workdir / "last")
@@ -43,9 +43,10 @@ class RunFiles:
         if restored is not None:
             arrays, metadata = restored
             if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
+                what = self.teacher and "on other images, or with another teacher,"
                 raise UserError(
-                    f"{self.workdir} holds a run on other images than there are now: put back those of its start, "
-                    "or choose another --workdir"
+                    f"{self.workdir} holds a run {what or 'on other images'} than there are now: put back those of its "
+                    "start, or choose another --workdir"
                 )
             progress = Progress(
                 progress.state.replace(**arrays["state"]),

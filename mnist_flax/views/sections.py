@@ -70,6 +70,7 @@ def facts(run: Run, config: Config, dataset: Dataset, network: Classifier) -> Ht
     rows = {
         "Network": f"{count_parameters(network.variables['params']):,} parameters, preset {config.preset}",
         "Started from": config.initial_weights or "",
+        "Teacher": config.teacher or "",
         "Data": f"{dataset.name}: {len(dataset.train.labels):,} training"
         + (f", {held_out:,} held-out" if held_out else "")
         + f" and {len(dataset.test.labels):,} test images",
