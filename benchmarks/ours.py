@@ -20,11 +20,11 @@ from jax.sharding import Mesh, PartitionSpec
 from benchmarks.suite import Work
 from mnist_flax import kernels, ops, summary
 from mnist_flax.augment import Augmentation, augment
-from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.kernels import Kernels, native
 from mnist_flax.kernels.native import Packs
 from mnist_flax.model import IMAGE_SHAPE
+from mnist_flax.presets import PRESETS
 from mnist_flax.step import DATA, Batch, train_step
 from mnist_flax.training import mesh as meshes
 from mnist_flax.training.mesh import EVERYWHERE, compile_per_device, make_mesh, place

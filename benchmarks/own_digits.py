@@ -19,12 +19,12 @@ from PIL import Image
 from benchmarks.tables import with_spread
 from mnist_flax import kernels, train
 from mnist_flax.cli import command, use_compilation_cache
-from mnist_flax.config import completed
 from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.inference.transfer import initial_variables
+from mnist_flax.presets import completed
 from mnist_flax.reading.folder import load
 from mnist_flax.training.mesh import make_mesh, platform_of
 from mnist_flax.training.programs import zero_totals

@@ -148,44 +148,7 @@ def next_batch(
     return Batch(options.normalization(distort(images, own)), labels)
 
 
-def mean_probabilities(
-    teachers: Any, images: Float[Array, "n 28 28 1"], *, apply_fn: Any, in_turns: bool
-) -> Float[Array, "n classes"]:
-    """What several networks answer together; `teachers` are their variables, with a leading axis of networks."""
-    logits = each_replica(lambda variables: apply_fn(variables, images), teachers, in_turns=in_turns)
-    return jax.nn.softmax(logits).mean(0)
-
-
-def teach(
-    teachers: Any,
-    states: TrainState,
-    orders: Int[Array, "replicas visits"],
-    num_steps: int,
-    *,
-    rows: UInt8[Array, "n length"],
-    options: StepOptions,
-    apply_fn: Any,
-    in_turns: bool,
-) -> Float[Array, "steps share classes"]:
-    """The teachers' answers to this device's share of each of the next `num_steps` batches.
-
-    All replicas of a run with teachers have one key, so one answer serves them all: that of the replica which has gone
-    furthest. Hinton, Vinyals & Dean, 2015, arXiv:1503.02531; on images distorted alike for teachers and student: Beyer
-    et al., 2021, arXiv:2106.05237.
-    """
-    furthest = states.step.argmax()
-    state, order = jax.tree.map(lambda x: x[furthest], (states, orders))
-    share, first = _share(options)
-
-    def answer(i: Array) -> Array:
-        ahead = state.replace(step=state.step + i)
-        images = next_batch(ahead, order, first, share, rows=rows, options=options).images
-        return mean_probabilities(teachers, images, apply_fn=apply_fn, in_turns=in_turns)
-
-    return lax.map(answer, jnp.arange(num_steps))
-
-
-def _share(options: StepOptions) -> tuple[int, Array]:
+def share_of(options: StepOptions) -> tuple[int, Array]:
     """How many of a batch's images are this device's, and which is the first."""
     share = options.batch_size // lax.axis_size(DATA)
     return share, lax.axis_index(DATA) * share
@@ -203,11 +166,11 @@ def train_steps(
 ) -> tuple[TrainState, Totals]:
     """Take up to `num_steps` steps within one epoch; stop early after a step whose loss or gradient is not finite.
 
-    `order` and `rows` are as in `next_batch`, and `targets` what `teach` returns, if there are teachers. Order and
-    warps depend on the epoch, the step and the state's key alone, not on how steps are divided into calls or over
+    `order` and `rows` are as in `next_batch`, and `targets` what `teaching.teach` returns, if there are teachers. Order
+    and warps depend on the epoch, the step and the state's key alone, not on how steps are divided into calls or over
     devices. `num_steps` is traced: one compilation serves every chunk.
     """
-    share, first = _share(options)
+    share, first = share_of(options)
     start, end = state.step, state.step + num_steps
 
     def unfinished(carry: tuple[TrainState, Totals]) -> Array:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import simple_parsing
 
 from mnist_flax.cli import ArgumentParser, command, use_compilation_cache
-from mnist_flax.config import NAMES, PRESETS, Config, completed, defaults, require_dataset, validate
+from mnist_flax.config import NAMES, Config, require_dataset, validate
 from mnist_flax.errors import UserError
+from mnist_flax.presets import PRESETS, completed, defaults
 from mnist_flax.training.run_directory import read_config
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist_flax.config import DEFAULTS, PRESETS, Config
+from mnist_flax.config import Config
 from mnist_flax.errors import UserError
+from mnist_flax.presets import DEFAULTS, PRESETS
 from mnist_flax.train import parse
 from mnist_flax.training.run_directory import refuse_changes
 

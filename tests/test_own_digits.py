@@ -14,10 +14,11 @@ from sklearn.datasets import load_digits
 import mnist_flax
 from benchmarks import own_digits
 from mnist_flax import evaluate, export, predict, report
-from mnist_flax.config import Config, completed, defaults
+from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, weights
 from mnist_flax.inference.transfer import initial_variables
+from mnist_flax.presets import completed, defaults
 from mnist_flax.reading.folder import load
 from mnist_flax.train import parse, train
 from mnist_flax.training.coordination import Interruption

@@ -9,11 +9,11 @@ import pytest
 from conftest import fresh_variables, state_dict
 
 from mnist_flax.augment import Augmentation
-from mnist_flax.config import PRESETS
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.inference import interop
 from mnist_flax.model import MNISTNet
 from mnist_flax.optim import make_optimizer
+from mnist_flax.presets import PRESETS
 from mnist_flax.step import DATA, Batch, StepOptions, TrainState, epoch_order, train_step
 from mnist_flax.training import programs
 from mnist_flax.training.mesh import make_mesh, to_host

@@ -22,9 +22,9 @@ from mnist_flax.step import (
     each_replica,
     epoch_order,
     evaluate,
-    teach,
     train_steps,
 )
+from mnist_flax.teaching import teach
 from mnist_flax.training.mesh import (
     BY_EXAMPLE,
     BY_REPLICA,

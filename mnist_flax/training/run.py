@@ -31,7 +31,7 @@ class Run:
     """What is fixed when a run starts.
 
     Attributes:
-        config: complete, see `config.completed`.
+        config: complete, see `presets.completed`.
         validation: the validation split in batches on the mesh.
         learning_rate: its schedule.
         kernels: what computes its convolutions and BatchNorm.

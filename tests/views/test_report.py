@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from mnist_flax import data, report, train
-from mnist_flax.config import PRESETS, Config
+from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, metrics
+from mnist_flax.presets import PRESETS
 from mnist_flax.train import parse
 from mnist_flax.views import charts, plots, runs
 from mnist_flax.views.report import write_report

@@ -1,0 +1,48 @@
+"""What trained networks answer to the batches on which others train: targets in place of the labels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
+
+from mnist_flax.state import TrainState
+from mnist_flax.step import StepOptions, each_replica, next_batch, share_of
+
+
+def mean_probabilities(
+    teachers: Any, images: Float[Array, "n 28 28 1"], *, apply_fn: Any, in_turns: bool
+) -> Float[Array, "n classes"]:
+    """What several networks answer together; `teachers` are their variables, with a leading axis of networks."""
+    logits = each_replica(lambda variables: apply_fn(variables, images), teachers, in_turns=in_turns)
+    return jax.nn.softmax(logits).mean(0)
+
+
+def teach(
+    teachers: Any,
+    states: TrainState,
+    orders: Int[Array, "replicas visits"],
+    num_steps: int,
+    *,
+    rows: UInt8[Array, "n length"],
+    options: StepOptions,
+    apply_fn: Any,
+    in_turns: bool,
+) -> Float[Array, "steps share classes"]:
+    """The teachers' answers to this device's share of each of the next `num_steps` batches.
+
+    All replicas of a run with teachers have one key, so one answer serves them all: that of the replica which has gone
+    furthest. Hinton, Vinyals & Dean, 2015, arXiv:1503.02531; on images distorted alike for teachers and student: Beyer
+    et al., 2021, arXiv:2106.05237.
+    """
+    furthest = states.step.argmax()
+    state, order = jax.tree.map(lambda x: x[furthest], (states, orders))
+    share, first = share_of(options)
+
+    def answer(i: Array) -> Array:
+        ahead = state.replace(step=state.step + i)
+        images = next_batch(ahead, order, first, share, rows=rows, options=options).images
+        return mean_probabilities(teachers, images, apply_fn=apply_fn, in_turns=in_turns)
+
+    return lax.map(answer, jnp.arange(num_steps))
