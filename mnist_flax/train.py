@@ -141,8 +141,10 @@ def _initial(config: Config, dataset: "Dataset") -> "Callable[[], dict[str, Any]
 
 
 def _teachers(config: Config, dataset: "Dataset") -> dict[str, Any] | None:
-    """The variables of the networks that teach, if any do."""
-    if config.teacher is None:
+    """The variables of the networks that teach, if any do; a finished run needs none any more."""
+    from mnist_flax.training.records import read_summary
+
+    if config.teacher is None or (not config.overwrite and read_summary(config.workdir)):
         return None
     if config.workdir.resolve() in (Path(config.teacher).resolve(), *Path(config.teacher).resolve().parents):
         raise UserError(f"--teacher {config.teacher} is in the new run's own directory; choose another --workdir")

@@ -167,6 +167,8 @@ def test_resumed_it_ends_with_the_same_bits_and_the_same_teacher(finished, tmp_p
         assert rows(tmp_path / "run" / seed) == rows(student / seed)
         ours, theirs = (weights.load_run(run / seed)[0] for run in (tmp_path / "run", student))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    own.unlink()
+    assert train(options)["teacher"] == str(own)  # nothing was left to do
 
 
 def test_teachers_that_cannot_teach(finished, tmp_path):
