@@ -146,7 +146,7 @@ def _teachers(config: Config, dataset: "Dataset") -> dict[str, Any] | None:
 
     if config.teacher is None or (not config.overwrite and read_summary(config.workdir)):
         return None
-    if config.workdir.resolve() in (Path(config.teacher).resolve(), *Path(config.teacher).resolve().parents):
+    if Path(config.teacher).resolve().is_relative_to(config.workdir.resolve()):
         raise UserError(f"--teacher {config.teacher} is in the new run's own directory; choose another --workdir")
     from mnist_flax.inference.transfer import teachers
 

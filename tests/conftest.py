@@ -121,6 +121,13 @@ def chromium(tmp_path):
         yield browser
 
 
+def to_float64(tree):
+    """Every float32 array in float64, for sums whose order must not matter."""
+    import jax
+
+    return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
+
+
 def fresh_variables(*seeds: int):
     """A network's variables before training; with several seeds, those of several networks along a leading axis.
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import fresh_variables, state_dict
+from conftest import fresh_variables, state_dict, to_float64
 
 from mnist_flax.augment import Augmentation
 from mnist_flax.data import Examples, Normalization
@@ -122,9 +122,6 @@ def run(num_devices, chunks, seeds=(0,), momentum=0.0):
 
     In float32 a sum's order matters: Adam magnifies where a gradient is nearly zero, some fivefold a step.
     """
-
-    def to_float64(tree):
-        return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
 
     with jax.enable_x64(True):
         mesh, training, tx = programs_for(num_devices, len(seeds))

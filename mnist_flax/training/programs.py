@@ -141,10 +141,9 @@ class TrainingProgram:
         def train_replicas(state: TrainState, totals: Totals, order: Array, num_steps: Array, fixed: Any) -> Any:
             rows, teachers = fixed
             alike = {"rows": rows, "options": options}
-            if teachers is not None:
-                answers = functools.partial(teach, apply_fn=apply, in_turns=in_turns(mesh), **alike)
-                alike["targets"] = answers(teachers, state, order, self.chunk)
-            return each(functools.partial(train_steps, **alike), state, totals, order, num_steps)
+            taught = functools.partial(teach, apply_fn=apply, in_turns=in_turns(mesh), **alike)
+            targets = None if teachers is None else taught(teachers, state, order, self.chunk)
+            return each(functools.partial(train_steps, targets=targets, **alike), state, totals, order, num_steps)
 
         specs = BY_REPLICA, BY_REPLICA, BY_REPLICA, BY_REPLICA, EVERYWHERE
         results = BY_REPLICA, BY_REPLICA

@@ -43,9 +43,9 @@ class RunFiles:
         if restored is not None:
             arrays, metadata = restored
             if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
-                what = self.teacher and "on other images, or with another teacher,"
+                what = "on other images, or with another teacher," if self.teacher else "on other images"
                 raise UserError(
-                    f"{self.workdir} holds a run {what or 'on other images'} than there are now: put back those of its "
+                    f"{self.workdir} holds a run {what} than there are now: put back those of its "
                     "start, or choose another --workdir"
                 )
             progress = Progress(

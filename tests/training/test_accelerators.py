@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import to_float64
 
 from benchmarks import hlo
 from benchmarks.accelerators import PROGRAMS, mesh_for, trace
@@ -63,10 +64,6 @@ def test_what_accelerators_compute_is_what_a_cpu_computes(kind, by_a_cpu, monkey
 
 def trained():
     """Two replicas after an epoch: their variables without what has no effect, totals, and evaluation."""
-
-    def to_float64(tree):
-        return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
-
     config = dataclasses.replace(CONFIG, optimizer="muon")  # which moves all but the kernels by Adam
     with jax.enable_x64(True):
         mesh = make_mesh(config.batch_size, 1, 2)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import fresh_variables, to_float64
 from runs import DIGITS, rows
 from scipy.special import softmax
 
@@ -20,7 +21,7 @@ from mnist_flax.data import Examples, Normalization, in_rows
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
 from mnist_flax.inference.transfer import teachers
-from mnist_flax.model import MNISTNet, init_variables
+from mnist_flax.model import MNISTNet
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import Batch, StepOptions, next_batch, train_step
 from mnist_flax.train import parse, train
@@ -34,12 +35,8 @@ rng = np.random.default_rng(0)
 EXAMPLES = Examples(rng.integers(0, 256, (40, 28, 28), np.uint8), rng.integers(0, 10, 40, np.int32))
 OPTIONS = StepOptions(12, NORMALIZATION, Augmentation(), 0.1, total_steps=12, fade=1.0)  # 4 steps an epoch
 TX = make_optimizer("adam", 12, 0.01, clip_norm=1.0)
-TEACHERS = jax.vmap(init_variables)(jax.random.split(jax.random.key(3), 2))
+TEACHERS = fresh_variables(3, 4)
 SEEDS = (5, 0, 8)  # three replicas on two devices: each device has half of the batch, and trains them in turns
-
-
-def to_float64(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
 
 
 def initial(mesh):
@@ -130,7 +127,7 @@ def finished(digits, tmp_path_factory):
     runs, said = tmp_path_factory.mktemp("runs"), io.StringIO()
     card = {"dataset": "digits", "class_names": list(digits.class_names), "config": Config().to_json()}
     card |= {"normalization": digits.normalization._asdict()}
-    weights.save(runs / "teacher.safetensors", init_variables(jax.random.key(1)), card)
+    weights.save(runs / "teacher.safetensors", fresh_variables(1), card)
     with contextlib.redirect_stdout(said):
         summary = train(config(runs / "student", "--teacher", runs / "teacher.safetensors"))
     assert f"Training towards the mean answer of teachers: 1, {runs}/teacher.safetensors" in said.getvalue()
