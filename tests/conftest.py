@@ -143,6 +143,16 @@ def fresh_variables(*seeds: int):
     return jax.tree.map(lambda leaf: leaf[0], variables) if len(seeds) == 1 else variables
 
 
+def logits_of(variables, images):
+    """A network's answers, compiled as one program: each operation by itself is compiled too, and takes longer."""
+    import jax
+
+    from mnist_flax.model import MNISTNet
+    from mnist_flax.training.programs import RUN_ONCE
+
+    return jax.jit(MNISTNet().apply, compiler_options=RUN_ONCE)(variables, images)
+
+
 def normal(seed: int, *shape: int):
     """Normally distributed numbers. By NumPy: JAX compiles its own for every shape, which takes up to half a minute."""
     import jax.numpy as jnp

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -93,12 +95,28 @@ def test_initial_values_are_pytorchs_defaults(variables):
         assert 0 < bias.max() <= fan_in**-0.5
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_without_convolutions_all_shapes_are_the_same(train):
+    def shapes(kernels):
+        model = MNISTNet(kernels=kernels)
+        variables = model.init(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
+        return model.apply(variables, jnp.zeros((3, 28, 28, 1)), train=train, capture_intermediates=True, mutable=True)
+
+    ours, expected = (jax.eval_shape(functools.partial(shapes, kernels)) for kernels in ("none", "xla"))
+    assert ours == expected
+
+
 def test_golden_forward(golden):
     arrays = golden("forward")
     variables = interop.from_pytorch(state_dict(arrays, "weights/"))
     images = Normalization(0.1307, 0.3081)(arrays["images"])
-    logits, state = MNISTNet().apply(variables, jnp.asarray(images), capture_intermediates=True)
-    outputs = ops.computed(state["intermediates"])
+
+    @jax.jit
+    def answer(variables, images):
+        logits, state = MNISTNet().apply(variables, images, capture_intermediates=True)
+        return logits, ops.computed(state["intermediates"])
+
+    logits, outputs = answer(variables, images)
     np.testing.assert_allclose(logits, arrays["logits"], atol=1e-4)
     for name in (*ORDER, "final_conv"):
         output = np.asarray(outputs[name]["__call__"][0], np.float64)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import fresh_variables, state_dict, to_float64
+from conftest import fresh_variables, logits_of, state_dict, to_float64
 
 from mnist_flax.augment import Augmentation
 from mnist_flax.data import Examples, Normalization
@@ -215,7 +215,7 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypat
     batches = evaluate.batches(EXAMPLES)
     assert (batches.labels >= 0).sum() == 100
     figures = evaluate(jax.tree.map(lambda x: x[None], variables), batches)
-    logits = MNISTNet().apply(variables, jnp.asarray(NORMALIZATION(EXAMPLES.images)))
+    logits = logits_of(variables, NORMALIZATION(EXAMPLES.images))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, EXAMPLES.labels).mean()
     hits = int((logits.argmax(-1) == EXAMPLES.labels).sum())
     assert figures.accuracies.tolist() == [hits / 100]
@@ -228,8 +228,8 @@ def test_evaluation_of_several_replicas_and_their_ensemble(num_devices):
     variables = fresh_variables(3, 4, 5)
     evaluate = EvaluationProgram(make_mesh(24, num_devices, 3), NORMALIZATION)
     figures = evaluate(variables, evaluate.batches(EXAMPLES))
-    images = jnp.asarray(NORMALIZATION(EXAMPLES.images))
-    logits = np.stack([MNISTNet().apply(of_one(variables, i), images) for i in range(3)])
+    images = NORMALIZATION(EXAMPLES.images)
+    logits = np.stack([logits_of(of_one(variables, i), images) for i in range(3)])
     assert figures.accuracies.tolist() == ((logits.argmax(-1) == EXAMPLES.labels).sum(-1) / 100).tolist()
     assert len(set(figures.losses)) == 3
     together = jax.nn.softmax(logits).mean(0).argmax(-1)

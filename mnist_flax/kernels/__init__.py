@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from mnist_flax.errors import UserError
 from mnist_flax.kernels import native
 
-Kernels = Literal["native", "xla"]
+Kernels = Literal["native", "xla", "none"]
 
 
 class Choice(NamedTuple):

@@ -2,7 +2,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,7 +46,7 @@ def test_files_that_are_not_this_network_are_refused(file, card, tmp_path):
 def test_predictions_are_the_models(file):
     network = mnist_flax.load(file)
     labels, probabilities = network.predict(IMAGES)
-    logits = network.model.apply(network.variables, network.normalization(jnp.asarray(IMAGES)))
+    logits = jax.jit(network.model.apply)(network.variables, network.normalization(IMAGES))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-5)
     np.testing.assert_array_equal(labels, probabilities.argmax(-1))
     assert network.predict(IMAGES[:0])[1].shape == (0, 10)
