@@ -58,6 +58,13 @@ def test_every_part_of_the_package_has_a_floor():
     assert {module.split(".")[1] for module in MODULES if module != "mnist_flax"} == set().union(*FLOORS)
 
 
+def test_the_readme_says_what_every_part_is_for():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    modules = [f"`{path.name}`" for path in PACKAGE.glob("[!_]*.py")]
+    folders = [f"`mnist_flax/{path.parent.name}/`" for path in PACKAGE.glob("*/__init__.py")]
+    assert [part for part in modules + folders if part not in readme] == []
+
+
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "mnist_flax"])
 def test_imports_go_down(module):
     for imported in imports(MODULES[module]):
