@@ -93,18 +93,33 @@ def resources(mesh: Mesh) -> str:
 
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:
-    """Every array on the mesh's devices, whole or as `spec` splits it. A shape stays one, and says where it lies."""
+    """Every array on the mesh's devices, whole or as `spec` splits it. A shape stays one, and says where it lies.
+
+    All processes of a job give the same arrays.
+    """
     sharding = NamedSharding(mesh, spec)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-    return jax.device_put(tree, sharding)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def own_part(array: Any) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(array), sharding, np.asarray(array).__getitem__)
+
+    return jax.tree.map(own_part, tree)  # by `device_put` all processes would compare every array, each time
 
 
 def to_host(tree: Any) -> Any:
     """Every array, whole, in this process's memory, whichever processes hold its parts."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def whole(array: Any) -> Any:
+        if isinstance(array, jax.Array) and array.is_fully_replicated:  # there is nothing to be sent
+            return jax.device_get(array.addressable_data(0))
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
 def all_processes(condition: bool) -> bool:
