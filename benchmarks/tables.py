@@ -106,7 +106,8 @@ def results(runs: list[Path]) -> str:
         interval = " to ".join(f"{100 * bound:.2f}" for bound in summary.get("test_accuracy_ci95", [])) or "–"
         ensemble = f"{100 * summary['ensemble']['test_accuracy']:.2f}" if "ensemble" in summary else "–"
         split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
-        cells = [f"`{summary['preset']}`", str(summary["epochs_run"]), str(len(each)), with_spread(each, 2), interval]
+        name = f"`{summary['preset']}`" + (f", taught by `{config['teacher']}`" if config.get("teacher") else "")
+        cells = [name, str(summary["epochs_run"]), str(len(each)), with_spread(each, 2), interval]
         cells += [ensemble, ", ".join(f"{accuracy:.2f}" for accuracy in each), split, summary.get("devices", "–")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
