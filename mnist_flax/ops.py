@@ -34,8 +34,8 @@ class Deferred(NamedTuple):
     pooled: bool = False
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the result."""
+    def shape(self) -> tuple[Any, ...]:
+        """That of the result; in a program for any number of images the first is a symbol."""
         n, height, width, channels = self.values.shape
         return (n, height // 2, width // 2, channels) if self.pooled else (n, height, width, channels)
 
