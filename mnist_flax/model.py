@@ -174,7 +174,7 @@ def init_variables(key: jax.Array) -> dict[str, Any]:
 
 
 def variable_shapes() -> Any:
-    """Shapes and types of what `init_variables` returns, without compiling it, which takes 12 s."""
+    """Shapes and types of what `init_variables` returns, without compiling it."""
     return jax.eval_shape(init_variables, jax.random.key(0))
 
 

@@ -183,6 +183,7 @@ def test_a_config_repeats_its_run_and_compiles_nothing_anew(finished, tmp_path):
     assert_same_run(tmp_path / "again", finished[0])
     assert "Persistent compilation cache hit for 'jit_train_replicas'" in log
     assert "to persistent compilation cache" not in log  # what was compiled anew is written there
+    assert [line for line in log.splitlines() if not line.startswith("WARNING:jax._src.")] == []
 
 
 def test_a_full_disk(finished, tmp_path):
