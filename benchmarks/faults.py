@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ START = "start"
 TIMES = ("time", "seconds", "images_per_second")
 
 
-at_work: list[str] = []  # the kinds of the functions that are running in this process, the innermost last
+# By thread the kinds of the functions that are running, the innermost last.
+at_work: defaultdict[int, list[str]] = defaultdict(list)
 steps_begun = 0
 
 
@@ -55,11 +57,12 @@ def tell_moments() -> None:
     def telling(function: Any, kind: Callable[..., str]) -> Any:
         @functools.wraps(function)
         def told(*arguments: Any, **options: Any) -> Any:
-            at_work.append(kind(*arguments))
+            kinds = at_work[threading.get_ident()]
+            kinds.append(kind(*arguments))
             try:
                 return function(*arguments, **options)
             finally:
-                at_work.pop()
+                kinds.pop()
 
         return told
 
@@ -85,21 +88,23 @@ def tell_moments() -> None:
     TrainingProgram.__call__ = counting(TrainingProgram.__call__)
 
 
-def moment() -> str:
-    """What the run is doing."""
-    return (at_work or [START])[-1]
+def moments() -> list[str]:
+    """What the run is doing; an epoch's files are written while the next one is trained."""
+    return [kind for kinds in list(at_work.values()) for kind in kinds[-1:]] or [START]
 
 
 def die_in(wanted: str, seed: int, record: Path) -> None:
     """Wait, in a thread of the run, for a moment of the wanted kind; record what is cut short, and kill the process."""
     rng = random.Random(seed)
-    while wanted != START and moment() == START:
+    while wanted != START and moments() == [START]:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 3 if wanted == START else 1))
-    while wanted not in (START, moment()):
+    while wanted not in (START, *moments()):
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.02))
-    record.write_text(json.dumps({"wanted": wanted, "hit": moment(), "steps": steps_begun}))
+    found = moments()
+    hit = wanted if wanted in found else found[-1]
+    record.write_text(json.dumps({"wanted": wanted, "hit": hit, "steps": steps_begun}))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

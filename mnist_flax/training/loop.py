@@ -65,7 +65,7 @@ def _train(run: Run, progress: Progress, files: RunFiles, console: messages.Cons
         nonlocal saved_at
         due = time.monotonic() - saved_at >= run.config.checkpoint_every_seconds
         signal, due = to_host(np.array([[interruption.signal or 0, due]])).max(axis=0).tolist()
-        if (signal or due) and files.last.latest_step() != progress.step:
+        if signal or due:
             files.save_last(progress)
             saved_at = time.monotonic()
         if signal:
@@ -121,10 +121,11 @@ def train_epoch(
 
 
 def finish_epoch(run: Run, progress: Progress, files: RunFiles, running: Any) -> Progress:
-    """Evaluate the replicas that trained in an epoch, save what is best, save the run, write its records."""
-    variables, totals = to_host((progress.state.variables, progress.totals))
+    """Evaluate the replicas that trained in an epoch, and have what it leaves written: networks, progress, records."""
+    totals = to_host(progress.totals)
     figures = run.evaluation(progress.state.variables, run.validation)
     chosen: list[int] = np.flatnonzero(running).tolist()
+    cards = {}
     for i in chosen:
         history = progress.histories[i]
         row = epoch_row(
@@ -132,11 +133,9 @@ def finish_epoch(run: Run, progress: Progress, files: RunFiles, running: Any) ->
         )
         history.append(row)
         if best_kept_epoch(history) == row["epoch"]:
-            files.best[i].save(row["step"], of_replica(variables, i), model_card(run, int(run.seeds[i]), row))
+            cards[i] = model_card(run, int(run.seeds[i]), row)
     progress = progress._replace(totals=zero_totals(len(run.seeds), run.mesh), epoch_seconds=0.0)
-    files.save_last(progress)
-    for i in chosen:
-        files.write_epoch(i, progress.histories[i])
+    files.save_epoch(progress, cards, chosen)
     return progress
 
 
