@@ -28,9 +28,9 @@ class RunFiles:
     A run of several seeds keeps each seed's files in a directory of its own. All processes of a job write checkpoints;
     the main process alone writes the rest.
 
-    What an epoch leaves is written in a thread while the next one is trained: a checkpoint is 0.06 s of Python, and 20
-    seeds have 21 of them after 3 s of training on an accelerator. What comes next waits for that thread, and raises
-    what went wrong in it. A job of several processes has no thread: they exchange messages in one order.
+    What an epoch leaves is written in a thread while the next one is trained: to write a checkpoint takes 0.06 s, and
+    20 seeds have 21 of them after 3 s of training on an H100. What comes next waits for that thread, and raises what
+    went wrong in it. A job of several processes has no thread: they exchange messages in one order.
     """
 
     def __init__(self, run: Run) -> None:
@@ -42,7 +42,7 @@ class RunFiles:
         self.last = Checkpoints(workdir / "last")
         self.boards: list[TensorBoard] = []
         self._writing = futures.Future[None]()
-        self._writing.set_result(None)
+        self._writing.set_result(None)  # nothing
 
     def restore(self, progress: Progress) -> Progress | None:
         """The progress that the newest `last` checkpoint holds, placed like `progress`; None if there is none.
@@ -55,8 +55,8 @@ class RunFiles:
             arrays, metadata = restored
             if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
                 raise _on_other_data(self.workdir, self.teacher)
-            figures = metadata["histories"], metadata["epoch_seconds"]
-            progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *figures)
+            so_far = metadata["histories"], metadata["epoch_seconds"]
+            progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *so_far)
         for best, history in zip(self.best, progress.histories, strict=True):
             # A run killed between its saves repeats the epoch that its newest `best` came from.
             best.discard_after(progress.step)
@@ -100,8 +100,8 @@ class RunFiles:
 
     def _write_last(self, progress: Progress) -> None:
         state = {"state": resumable(progress.state), "totals": progress.totals}
-        figures = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
-        self.last.save(progress.step, state, {**figures, "data": self.digest})
+        so_far = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
+        self.last.save(progress.step, state, {**so_far, "data": self.digest})
 
     def restore_best(self, progress: Progress) -> tuple[Any, list[dict[str, Any]]]:
         """The variables of every replica's best epoch, with a leading axis of replicas, and their cards.
