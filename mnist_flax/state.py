@@ -1,5 +1,6 @@
 """What changes in training: a network, its optimizer's memory and a random key; and running sums over steps."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,5 +71,5 @@ class Totals(NamedTuple):
 
     @property
     def finite(self) -> Bool[Any, "*replicas"]:
-        """Whether the last step's loss and gradient are finite."""
-        return jnp.isfinite(self.last_loss + self.last_grad_norm)
+        """Whether the last step's loss and gradient are finite; by NumPy alone if these totals are on the host."""
+        return abs(self.last_loss + self.last_grad_norm) < math.inf

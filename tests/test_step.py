@@ -207,14 +207,17 @@ def test_an_epochs_last_batch_is_filled_up_from_its_start(batch_size, length):
     np.testing.assert_array_equal(order[100:], np.resize(order[:100], length)[100:])
 
 
-@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 100), (1, 30), (8, 30), (3, 7)])
-def test_evaluation_counts_every_example_once(num_devices, batch_size, monkeypatch):
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "at_a_time"), [(1, 100, None), (1, 30, 70), (8, 30, None), (3, 7, 150)]
+)
+def test_evaluation_counts_every_example_once(num_devices, batch_size, at_a_time, monkeypatch):
     monkeypatch.setattr(programs, "EVALUATION_BATCH", batch_size)
     variables = fresh_variables(3)
-    evaluate = EvaluationProgram(make_mesh(24, num_devices), NORMALIZATION)
-    batches = evaluate.batches(EXAMPLES)
-    assert (batches.labels >= 0).sum() == 100
-    figures = evaluate(jax.tree.map(lambda x: x[None], variables), batches)
+    evaluate = EvaluationProgram(make_mesh(24, num_devices), NORMALIZATION, at_a_time=at_a_time)
+    parts = evaluate.batches(EXAMPLES)
+    assert [int((part.labels >= 0).sum()) for part in parts] == ([70, 30] if at_a_time == 70 else [100])
+    assert len({part.images.shape for part in parts}) == 1
+    figures = evaluate(jax.tree.map(lambda x: x[None], variables), parts)
     logits = logits_of(variables, NORMALIZATION(EXAMPLES.images))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, EXAMPLES.labels).mean()
     hits = int((logits.argmax(-1) == EXAMPLES.labels).sum())

@@ -1,5 +1,6 @@
 """Calibration: the temperature and the reference of the out-of-distribution score, fitted when training has ended."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,14 +40,26 @@ def calibrate(network: Classifier, dataset: Dataset, redraw: Redraw) -> Classifi
     """
     if dataset.selection_split == "test":
         return network
-    held_out, train = dataset.validation, dataset.train
+    return _calibrated(network, dataset, _to_fit_a_reference(dataset, redraw))
+
+
+def _calibrated(network: Classifier, dataset: Dataset, to_fit: tuple[Examples, Examples] | None) -> Classifier:
+    held_out = dataset.validation
     plain = Classifier(network.variables, {**network.card, "temperature": 1.0})
     temperature = metrics.fit_temperature(held_out.labels, plain.outputs(held_out.images)[0])
     reference = None
-    if len(held_out.labels) >= FEWEST_HELD_OUT and len(train.labels) >= FEWEST_TRAINED_ON:
-        train, held_out = _with_redrawn(_some(train, FITTED_ON), redraw), _with_redrawn(held_out, redraw)
+    if to_fit is not None:
+        train, held_out = to_fit
         reference = novelty.fit(plain.features(train.images), train.labels, plain.features(held_out.images))
     return Classifier(network.variables, {**network.card, "temperature": temperature}, reference)
+
+
+def _to_fit_a_reference(dataset: Dataset, redraw: Redraw) -> tuple[Examples, Examples] | None:
+    """Training and held-out examples, some of them also drawn again; None if there are too few."""
+    train, held_out = dataset.train, dataset.validation
+    if len(held_out.labels) < FEWEST_HELD_OUT or len(train.labels) < FEWEST_TRAINED_ON:
+        return None
+    return _with_redrawn(_some(train, FITTED_ON), redraw), _with_redrawn(held_out, redraw)
 
 
 def _some(examples: Examples, count: int) -> Examples:
@@ -67,8 +80,9 @@ def calibrate_run(config: Config, dataset: Dataset, redraw: Redraw) -> None:
     """
     if dataset.selection_split == "test":
         return
+    drawn_once = functools.cache(lambda: _to_fit_a_reference(dataset, redraw))  # for all seeds, if any needs it
     for directory in directories_of(config):
         network = classifier.load(directory / "best")
         if "temperature" not in network.card:
-            fitted = calibrate(network, dataset, redraw)
+            fitted = _calibrated(network, dataset, drawn_once())
             weights.save(directory / NETWORK, fitted.variables, fitted.card, fitted.reference)

@@ -135,11 +135,11 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def split_batches(examples: Examples, batch_size: int, mesh: Mesh) -> Examples:
-    """A split as `evaluate` takes it: `(batches, batch_size, ...)`, each over DATA, the last one padded."""
+def split_batches(examples: Examples, batch_size: int, mesh: Mesh, size: int) -> Examples:
+    """Up to `size` examples as `evaluate` takes them: `(batches, batch_size, ...)`, each over DATA, padded."""
     num_shares = mesh.shape[DATA]
-    batch_size = -(-min(batch_size, len(examples.labels)) // num_shares) * num_shares
-    padding = -len(examples.labels) % batch_size
+    batch_size = -(-min(batch_size, size) // num_shares) * num_shares
+    padding = -(-size // batch_size) * batch_size - len(examples.labels)
     images = np.pad(examples.images, ((0, padding), (0, 0), (0, 0)))
     labels = np.pad(examples.labels, (0, padding), constant_values=-1)
     batched = Examples(images.reshape(-1, batch_size, *images.shape[1:]), labels.reshape(-1, batch_size))

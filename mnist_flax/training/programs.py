@@ -192,9 +192,15 @@ class EvaluationProgram:
     """`step.evaluate` compiled for a mesh: loss and accuracy of replicas over a split."""
 
     def __init__(
-        self, mesh: Mesh, normalization: Normalization, kernels: Kernels = "xla", num_classes: int = NUM_CLASSES
+        self,
+        mesh: Mesh,
+        normalization: Normalization,
+        kernels: Kernels = "xla",
+        num_classes: int = NUM_CLASSES,
+        at_a_time: int | None = None,
     ) -> None:
-        self._mesh = mesh
+        """Evaluate so many examples `at_a_time`: splits of other sizes need no other program. None: a whole split."""
+        self._mesh, self._at_a_time = mesh, at_a_time
         apply = MNISTNet(kernels=kernels, num_classes=num_classes).apply
         self._evaluate: Any = compile_per_device(
             functools.partial(evaluate, apply_fn=apply, normalization=normalization, in_turns=in_turns(mesh)),
@@ -204,14 +210,17 @@ class EvaluationProgram:
             kernels=kernels,
         )
 
-    def batches(self, examples: Examples) -> Examples:
-        """A split on the mesh, as a call takes it."""
-        return split_batches(examples, EVALUATION_BATCH, self._mesh)
+    def batches(self, examples: Examples) -> list[Examples]:
+        """A split on the mesh, in parts of the size that is evaluated at a time."""
+        size = self._at_a_time or len(examples.labels)
+        parts = [Examples(*(x[i : i + size] for x in examples)) for i in range(0, len(examples.labels), size)]
+        return [split_batches(part, EVALUATION_BATCH, self._mesh, size) for part in parts]
 
-    def trace(self, variables: Any, batches: Examples) -> Any:
+    def trace(self, variables: Any, part: Examples) -> Any:
         """Trace, for such arguments, or shapes of them."""
-        return self._evaluate.trace(variables, batches)
+        return self._evaluate.trace(variables, part)
 
-    def __call__(self, variables: Any, batches: Examples) -> Figures:
-        """Evaluate `variables`, whose arrays have a leading axis of replicas."""
-        return Figures(to_host(self._evaluate(variables, batches)))
+    def __call__(self, variables: Any, parts: list[Examples]) -> Figures:
+        """Evaluate `variables`, whose arrays have a leading axis of replicas, on a split."""
+        sums = [to_host(self._evaluate(variables, part)) for part in parts]
+        return Figures({name: np.sum([each[name] for each in sums], axis=0) for name in sums[0]})

@@ -17,6 +17,8 @@ from mnist_flax.optim import Schedule, one_cycle
 from mnist_flax.step import StepOptions, Totals, TrainState
 from mnist_flax.training.mesh import BY_REPLICA, place, to_host
 from mnist_flax.training.programs import (
+    EVALUATION_BATCH,
+    RUN_ONCE,
     EvaluationProgram,
     TrainingProgram,
     create_states,
@@ -32,7 +34,7 @@ class Run:
 
     Attributes:
         config: complete, see `presets.completed`.
-        validation: the validation split in batches on the mesh.
+        validation: the validation split on the mesh, as `evaluation` takes it.
         learning_rate: its schedule.
         kernels: what computes its convolutions and BatchNorm.
         initial: loads the variables that it starts from; None if it starts from random ones.
@@ -45,7 +47,7 @@ class Run:
     options: StepOptions
     training: TrainingProgram
     evaluation: EvaluationProgram
-    validation: Examples
+    validation: list[Examples]
     learning_rate: Schedule
     kernels: Choice
     initial: Callable[[], dict[str, Any]] | None = None
@@ -120,7 +122,8 @@ def prepare(
     total_steps = (config.epochs or 0) * steps_per_epoch
     options = step_options(config, dataset.normalization, total_steps)
     num_classes = len(dataset.class_names)
-    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, num_classes)
+    at_a_time = max(len(dataset.validation.labels), EVALUATION_BATCH)
+    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, num_classes, at_a_time)
     return Run(
         config=config,
         dataset=dataset,
@@ -129,7 +132,7 @@ def prepare(
         training=TrainingProgram(mesh, options, dataset.train, kernels.name, num_classes, teachers),
         evaluation=evaluation,
         validation=evaluation.batches(dataset.validation),
-        learning_rate=one_cycle(total_steps, config.max_lr)[0],
+        learning_rate=jax.jit(one_cycle(total_steps, config.max_lr)[0], compiler_options=RUN_ONCE),
         kernels=kernels,
         initial=initial,
         teachers=teachers,

@@ -8,7 +8,7 @@ import mnist_flax
 from mnist_flax import data
 from mnist_flax.config import Config
 from mnist_flax.training.mesh import make_mesh
-from mnist_flax.training.programs import TrainingProgram, create_states, step_options
+from mnist_flax.training.programs import RUN_ONCE, TrainingProgram, shapes_of_states, step_options
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
@@ -20,8 +20,8 @@ def test_what_devices_send_each_other_in_a_step(num_devices):
     dataset, config = data.load("digits", None, 119), Config()
     mesh = make_mesh(config.batch_size, num_devices)
     training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train)
-    training.compile(create_states(np.zeros(1, np.uint32), mesh, config, 100))
-    program = training.steps.as_text()
+    lowered = training.trace(shapes_of_states(1, mesh, config, 100)).lower()
+    program = lowered.compile(RUN_ONCE).as_text()
     sent = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = [dimensions for results in sent for _, dimensions in re.findall(r"(f32|s32)\[([\d,]*)\]", results)]
     numbers = sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)
