@@ -222,5 +222,5 @@ class EvaluationProgram:
 
     def __call__(self, variables: Any, parts: list[Examples]) -> Figures:
         """Evaluate `variables`, whose arrays have a leading axis of replicas, on a split."""
-        sums = [to_host(self._evaluate(variables, part)) for part in parts]
+        sums = to_host([self._evaluate(variables, part) for part in parts])
         return Figures({name: np.sum([each[name] for each in sums], axis=0) for name in sums[0]})
