@@ -15,12 +15,6 @@ settings.register_profile("fuzz", deadline=None, max_examples=2000)
 settings.load_profile("default")
 
 GOLDEN = Path(__file__).parent / "golden"
-# Each takes over a minute. They begin, so that no process is left with one when the others are done.
-LONG = {"train", "step", "distributed", "native", "faults", "teachers", "accelerators", "tour", "own_digits", "report"}
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def _mnist_directory() -> Path | None:
