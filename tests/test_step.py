@@ -208,7 +208,8 @@ def test_an_epochs_last_batch_is_filled_up_from_its_start(batch_size, length):
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "batch_size", "at_a_time"), [(1, 100, None), (1, 30, 70), (8, 30, None), (3, 7, 150)]
+    ("num_devices", "batch_size", "at_a_time"),
+    [(1, 100, None), (1, 30, None), (8, 30, None), (3, 7, None), (1, 30, 70), (3, 7, 150)],
 )
 def test_evaluation_counts_every_example_once(num_devices, batch_size, at_a_time, monkeypatch):
     monkeypatch.setattr(programs, "EVALUATION_BATCH", batch_size)

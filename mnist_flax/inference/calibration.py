@@ -44,6 +44,7 @@ def calibrate(network: Classifier, dataset: Dataset, redraw: Redraw) -> Classifi
 
 
 def _calibrated(network: Classifier, dataset: Dataset, to_fit: tuple[Examples, Examples] | None) -> Classifier:
+    """`calibrate` with what `_to_fit_a_reference` returns, which is the same for all networks of a run."""
     held_out = dataset.validation
     plain = Classifier(network.variables, {**network.card, "temperature": 1.0})
     temperature = metrics.fit_temperature(held_out.labels, plain.outputs(held_out.images)[0])

@@ -35,7 +35,7 @@ def describe_divergence(
         last: the directory of the `last` checkpoint.
     """
     totals: Totals = to_host(progress.totals)
-    i = int(np.flatnonzero(~np.asarray(totals.finite))[0])
+    i = int(np.flatnonzero(~totals.finite)[0])
     step = int(to_host(progress.state.step)[i]) - 1
     seed = f" of seed {run.seeds[i]}" if len(run.seeds) > 1 else ""
     kept = f" (the last good checkpoint stays in {last})" if any(last.glob("[0-9]*")) else ""

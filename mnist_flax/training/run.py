@@ -122,7 +122,7 @@ def prepare(
     total_steps = (config.epochs or 0) * steps_per_epoch
     options = step_options(config, dataset.normalization, total_steps)
     num_classes = len(dataset.class_names)
-    at_a_time = max(len(dataset.validation.labels), EVALUATION_BATCH)
+    at_a_time = max(len(dataset.validation.labels), EVALUATION_BATCH)  # of the test set too: one program for both
     evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, num_classes, at_a_time)
     return Run(
         config=config,

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from mnist_flax.inference.interop import to_pytorch
 from mnist_flax.inference.weights import load_run
 
 # Devices sum in another order, and training magnifies that: by 1e-6 a step it stays small enough to be compared.
-OPTIONS = ["--dataset", "digits", "--epochs", "5", "--no-report", "--max-lr", "1e-6"]
+OPTIONS = ["--dataset", "digits", "--epochs", "4", "--no-report", "--max-lr", "1e-6"]
 
 
 def start(num_processes, devices_each, workdir):
@@ -47,27 +46,21 @@ def finish(processes):
 
 
 @pytest.fixture(scope="module")
-def by_one_process(tmp_path_factory):
-    """A run of one process on four devices, and a copy of what it was when it was stopped in its second epoch."""
+def whole(tmp_path_factory):
+    """One process on four devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    [process] = start(1, 4, workdir)
-    wait_for_rows(process, workdir, 1)
-    process.send_signal(signal.SIGTERM)
-    statuses, _, errors = finish([process])
-    assert statuses == [143], errors
-    begun = shutil.copytree(workdir, workdir.with_name("begun"))
     statuses, _, errors = finish(start(1, 4, workdir))
     assert statuses == [0], errors
-    return workdir, begun
+    return workdir
 
 
 def assert_close(workdir, whole):
-    """Losses to 1e-5; weights, which 105 steps have moved by up to 1e-4, to 5e-6.
+    """Losses to 1e-5; weights, which 84 steps have moved by up to 8e-5, to 5e-6.
 
     But for the one bias that BatchNorm subtracts again: its gradients are rounding errors, which Adam enlarges.
     """
     found, expected = rows(workdir), rows(whole)
-    assert [row["epoch"] for row in found] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     for name in ("train_loss", "val_loss"):
         np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], rtol=1e-5)
     ours, theirs = (to_pytorch(load_run(path)[0]) for path in (workdir, whole))
@@ -77,19 +70,17 @@ def assert_close(workdir, whole):
         np.testing.assert_allclose(ours[name], value, atol=5e-6, rtol=1e-5, err_msg=name)
 
 
-def test_gone_on_with_by_two_processes_and_stopped_and_killed(by_one_process):
-    whole, workdir = by_one_process
-    processes = start(2, 2, workdir)
-    wait_for_rows(processes[0], workdir, 2)
+def test_stopped_and_killed_and_gone_on_with_by_more_processes(whole, tmp_path):
+    processes = start(2, 2, tmp_path)
+    wait_for_rows(processes[0], tmp_path, 1)
     processes[1].send_signal(signal.SIGTERM)
     statuses, said, errors = finish(processes)
     assert statuses == [143, 143], errors
-    assert any("Resuming after epoch" in line for line in said[0])
     assert "Saved after step" in said[0][-1]
     assert said[1] == []
 
-    processes = start(2, 2, workdir)
-    wait_for_rows(processes[0], workdir, 3)
+    processes = start(2, 2, tmp_path)
+    wait_for_rows(processes[0], tmp_path, 2)
     processes[1].kill()
     killed = time.monotonic()
     statuses, said, errors = finish(processes)
@@ -99,12 +90,12 @@ def test_gone_on_with_by_two_processes_and_stopped_and_killed(by_one_process):
     assert errors[0].startswith("error: another process of the job has ended")
     assert "start the job again to go on" in errors[0]
 
-    statuses, said, errors = finish(start(2, 2, workdir))
-    assert statuses == [0, 0], errors
+    statuses, said, errors = finish(start(4, 1, tmp_path))
+    assert statuses == [0] * 4, errors
     assert any("Resuming after epoch" in line for line in said[0])
-    assert said[1] == []
-    assert_close(workdir, whole)
-    assert (workdir / "network.safetensors").exists()  # the main process read the checkpoint alone
+    assert said[1:] == [[], [], []]
+    assert_close(tmp_path, whole)
+    assert (tmp_path / "network.safetensors").exists()  # the main process read the checkpoint alone
 
 
 def test_without_a_job_there_is_nothing_to_join(tmp_path):
