@@ -68,10 +68,10 @@ def tell_moments() -> None:
 
     def counting(function: Any) -> Any:
         @functools.wraps(function)
-        def counted(program: Any, state: Any, totals: Any, order: Any, num_steps: Any) -> Any:
+        def counted(program: Any, state: Any, totals: Any, plan: Any, num_steps: Any) -> Any:
             global steps_begun
             steps_begun = int(state.step[0]) + int(num_steps[0])
-            return function(program, state, totals, order, num_steps)
+            return function(program, state, totals, plan, num_steps)
 
         return counted
 

@@ -82,11 +82,11 @@ def _chunk(mesh: Mesh, batch_size: int, kernels: Kernels) -> tuple[Callable[[], 
     config = dataclasses.replace(PRESETS["reference"], batch_size=batch_size)
     training = TrainingProgram(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000), kernels)
     state, totals = create_states(SEED, mesh, config, MANY_STEPS, kernels), zero_totals(1, mesh)
-    order = training.order(state)
+    plan = training.plan(state)
 
     def train() -> None:
         nonlocal state, totals
-        state, totals = training(state, totals, order, np.int32([training.chunk]))
+        state, totals = training(state, totals, plan, np.int32([training.chunk]))
         assert jax.device_get(totals).finite.all(), "training has diverged and stopped early"
 
     return train, training

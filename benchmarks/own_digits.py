@@ -66,7 +66,7 @@ def accuracy_of(dataset: Dataset, options: Sequence[str], draw: int) -> float:
         progress = from_trained(run, progress, initial_variables(config.initial_weights, dataset.class_names))
     state, steps = progress.state, np.full(1, run.steps_per_epoch, np.int32)
     for _ in range(run.epochs):
-        state, _ = run.training(state, zero_totals(1, mesh), run.training.order(state), steps)
+        state, _ = run.training(state, zero_totals(1, mesh), run.training.plan(state), steps)
     return float(run.evaluation(state.variables, run.evaluation.batches(dataset.test)).accuracies[0])
 
 

@@ -218,7 +218,18 @@ def _sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
     as fast; a whole step of training takes about 1.05 times as long without it. Where XLA adds up without its YNN
     kernels (see `compiler_options`) it is also more precise: a relative error of 1e-7 instead of 1e-6.
     """
+    return lax.platform_dependent(x, cpu=_two_sums, tpu=_two_sums, default=_both_sums)
+
+
+def _two_sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
     return jnp.stack([_per_channel(x), _per_channel(x * x)])
+
+
+def _both_sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
+    """The same in one kernel on a GPU, not two. The second stage, each by itself, becomes part of what follows."""
+    n, height, width, channels = x.shape
+    both = jnp.stack([x, x * x]).reshape(2, n * height, width * channels).sum(1)
+    return jnp.stack([rows.reshape(width, channels).sum(0) for rows in both])
 
 
 def _per_channel(values: Float[Array, "n h w c"]) -> Float[Array, " c"]:

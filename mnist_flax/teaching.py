@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from mnist_flax.state import TrainState
-from mnist_flax.step import StepOptions, each_replica, next_batch, share_of
+from mnist_flax.step import EpochPlan, StepOptions, each_replica, next_batch, share_of
 
 
 def mean_probabilities(
@@ -22,7 +22,7 @@ def mean_probabilities(
 def teach(
     teachers: Any,
     states: TrainState,
-    orders: Int[Array, "replicas visits"],
+    plans: EpochPlan,
     num_steps: int,
     *,
     rows: UInt8[Array, "n length"],
@@ -37,12 +37,12 @@ def teach(
     et al., 2021, arXiv:2106.05237.
     """
     furthest = states.step.argmax()
-    state, order = jax.tree.map(lambda x: x[furthest], (states, orders))
+    state, plan = jax.tree.map(lambda x: x[furthest], (states, plans))
     share, first = share_of(options)
 
     def answer(i: Array) -> Array:
         ahead = state.replace(step=state.step + i)
-        images = next_batch(ahead, order, first, share, rows=rows, options=options).images
+        images = next_batch(ahead, plan, first, share, rows=rows, options=options).images
         return mean_probabilities(teachers, images, apply_fn=apply_fn, in_turns=in_turns)
 
     return lax.map(answer, jnp.arange(num_steps))

@@ -8,13 +8,13 @@ import optax
 import pytest
 from conftest import fresh_variables, logits_of, state_dict, to_float64
 
-from mnist_flax.augment import Augmentation
+from mnist_flax.augment import Augmentation, draw_distortions
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.inference import interop
 from mnist_flax.model import MNISTNet
 from mnist_flax.optim import make_optimizer
 from mnist_flax.presets import PRESETS
-from mnist_flax.step import DATA, Batch, StepOptions, TrainState, epoch_order, train_step
+from mnist_flax.step import DATA, Batch, StepOptions, TrainState, plan_epoch, train_step
 from mnist_flax.training import programs
 from mnist_flax.training.mesh import make_mesh, to_host
 from mnist_flax.training.programs import EvaluationProgram, TrainingProgram, create_states, zero_totals
@@ -129,9 +129,9 @@ def run(num_devices, chunks, seeds=(0,), momentum=0.0):
         state = to_float64(state).replace(tx=tx)
         moved = jax.tree.map(lambda x: x + momentum, state.opt_state.momentum)
         state = state.replace(opt_state=state.opt_state._replace(momentum=moved))
-        totals, order = to_float64(zero_totals(len(seeds), mesh)), training.order(state)
+        totals, plan = to_float64(zero_totals(len(seeds), mesh)), training.plan(state)
         for chunk in chunks:
-            state, totals = training(state, totals, order, np.broadcast_to(np.int32(chunk), len(seeds)))
+            state, totals = training(state, totals, plan, np.broadcast_to(np.int32(chunk), len(seeds)))
         return to_host((state.variables, totals, state.step))
 
 
@@ -191,19 +191,38 @@ def test_augmentation_fades_to_nothing():
     assert float(always.strength(jnp.int32(100))) == 1.0
 
 
-def test_epochs_have_different_orders_that_are_permutations():
+def plans(batch_size, *steps):
+    """The plans of epochs of 100 examples, made in these steps of a run of five epochs."""
+    total_steps = 5 * -(-100 // batch_size)
+    options = StepOptions(batch_size, NORMALIZATION, Augmentation(), 0.1, total_steps, fade=1.0)
+    plan = jax.jit(functools.partial(plan_epoch, num_examples=100, options=options))
     state = new_state(fresh_variables(0))
-    order = functools.partial(epoch_order, num_examples=100, batch_size=25)
-    first, same, second = (order(state.replace(step=jnp.int32(step))) for step in (0, 3, 4))
-    assert sorted(first.tolist()) == list(range(100))
-    np.testing.assert_array_equal(first, same)
-    assert (first != second).any()
+    return [plan(state.replace(step=jnp.int32(step))) for step in steps], state, options
+
+
+def test_epochs_have_different_orders_that_are_permutations():
+    (first, same, second), *_ = plans(25, 0, 3, 4)
+    assert sorted(first.order.tolist()) == list(range(100))
+    jax.tree.map(np.testing.assert_array_equal, first, same)
+    assert (first.order != second.order).any()
+
+
+def test_a_plan_has_the_distortions_that_each_of_its_steps_draws():
+    """From the run's key and the step, as strong as the step's augmentation is."""
+    (plan,), state, options = plans(25, 6)
+    _, key = jax.random.split(state.key)
+    for step in (4, 5, 6, 7):
+        strength = options.strength(jnp.int32(step))
+        drawn = draw_distortions(jax.random.fold_in(key, step), 25, 28, options.augmentation, strength)
+        of_step = plan.distortions.transforms[25 * (step - 4) :][:25]
+        np.testing.assert_allclose(of_step, drawn.transforms, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize(("batch_size", "length"), [(30, 120), (128, 128), (256, 256)])
 def test_an_epochs_last_batch_is_filled_up_from_its_start(batch_size, length):
-    order = epoch_order(new_state(fresh_variables(0)), num_examples=100, batch_size=batch_size)
-    assert order.shape == (length,)
+    (plan,), *_ = plans(batch_size, 0)
+    order = plan.order
+    assert order.shape == plan.distortions.transforms.shape[:1] == (length,)
     np.testing.assert_array_equal(order[100:], np.resize(order[:100], length)[100:])
 
 

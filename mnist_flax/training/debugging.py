@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from mnist_flax.data import Examples, in_rows
 from mnist_flax.model import MNISTNet
-from mnist_flax.step import StepOptions, Totals, TrainState, next_batch, train_step
+from mnist_flax.step import EpochPlan, StepOptions, Totals, TrainState, next_batch, train_step
 from mnist_flax.teaching import mean_probabilities
 from mnist_flax.training.checkpoint import resumable
 from mnist_flax.training.mesh import to_host
@@ -21,7 +20,7 @@ from mnist_flax.training.run import Progress, Run, of_replica
 def describe_divergence(
     run: Run,
     progress: Progress,
-    order: Int[Array, "replicas n"],
+    plan: EpochPlan,
     before: tuple[TrainState, Totals] | None,
     last: Path,
 ) -> str:
@@ -30,7 +29,7 @@ def describe_divergence(
     Args:
         run: the run.
         progress: after that step.
-        order: of the current epoch.
+        plan: of the current epoch.
         before: state and totals before the call that took the step; kept under --debug-nans only.
         last: the directory of the `last` checkpoint.
     """
@@ -39,7 +38,7 @@ def describe_divergence(
     step = int(to_host(progress.state.step)[i]) - 1
     seed = f" of seed {run.seeds[i]}" if len(run.seeds) > 1 else ""
     kept = f" (the last good checkpoint stays in {last})" if any(last.glob("[0-9]*")) else ""
-    hint = _find_operation(run, i, totals, order, before) if before else "--debug-nans names the operation."
+    hint = _find_operation(run, i, totals, plan, before) if before else "--debug-nans names the operation."
     return (
         f"loss {totals.last_loss[i]} and gradient norm {totals.last_grad_norm[i]} in step {step}{seed} (epoch "
         f"{len(progress.histories[i]) + 1}, learning rate {float(run.learning_rate(jnp.int32(step))):.3g}) are not "
@@ -47,19 +46,17 @@ def describe_divergence(
     )
 
 
-def _find_operation(
-    run: Run, i: int, totals: Totals, order: Int[Array, "replicas n"], before: tuple[TrainState, Totals]
-) -> str:
+def _find_operation(run: Run, i: int, totals: Totals, plan: EpochPlan, before: tuple[TrainState, Totals]) -> str:
     """Go back to the state from which replica `i` took its failed step, and look for the operation."""
     good_steps = int(totals.steps[i]) - 1 - to_host(before[1].steps)[i]
-    state, _ = run.training(*before, order, np.where(np.arange(len(run.seeds)) == i, good_steps, 0))
+    state, _ = run.training(*before, plan, np.where(np.arange(len(run.seeds)) == i, good_steps, 0))
     arrays = resumable(state)
     arrays["key"] = jax.random.key_data(arrays["key"])
     own: dict[str, Any] = jax.tree.map(jnp.asarray, of_replica(to_host(arrays), i))
     own["key"] = jax.random.wrap_key_data(own["key"])
     found = nonfinite_operation(
         state.replace(**own),
-        to_host(order)[i],
+        of_replica(to_host(plan), i),
         examples=run.dataset.train,
         options=run.options,
         teachers=run.teachers,
@@ -69,7 +66,7 @@ def _find_operation(
 
 def nonfinite_operation(
     state: TrainState,
-    order: Int[Array, " visits"],
+    plan: EpochPlan,
     *,
     examples: Examples,
     options: StepOptions,
@@ -80,7 +77,7 @@ def nonfinite_operation(
     None if the step stays finite that way: a sum over a whole batch on one device rounds differently from a sum of
     partial sums on many.
     """
-    batch = next_batch(state, order, 0, options.batch_size, rows=jnp.asarray(in_rows(examples)), options=options)
+    batch = next_batch(state, plan, 0, options.batch_size, rows=jnp.asarray(in_rows(examples)), options=options)
     if teachers is not None:
         targets = mean_probabilities(teachers, batch.images, apply_fn=MNISTNet().apply, in_turns=False)
         batch = batch._replace(targets=targets)

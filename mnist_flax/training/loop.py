@@ -100,18 +100,18 @@ def train_epoch(
         UserError: a loss or gradient is not finite.
     """
     running = still_training(progress.histories, run.config)
-    order, size = run.training.order(progress.state), run.config.batch_size
+    plan, size = run.training.plan(progress.state), run.config.batch_size
     epoch, done = divmod(int(to_host(progress.state.step)[running].max()), run.steps_per_epoch)
     while done < run.steps_per_epoch:
         started = time.perf_counter()
         num_steps = min(run.training.chunk, run.steps_per_epoch - done)
         before = jax.tree.map(jnp.copy, (progress.state, progress.totals)) if run.config.debug_nans else None
-        state, totals = run.training(progress.state, progress.totals, order, np.where(running, np.int32(num_steps), 0))
+        state, totals = run.training(progress.state, progress.totals, plan, np.where(running, np.int32(num_steps), 0))
         seen: Totals = to_host(totals)
         seconds = progress.epoch_seconds + time.perf_counter() - started
         progress = progress._replace(state=state, totals=totals, epoch_seconds=seconds)
         if not seen.finite[running].all():
-            raise UserError(describe_divergence(run, progress, order, before, files.last.directory))
+            raise UserError(describe_divergence(run, progress, plan, before, files.last.directory))
         done += num_steps
         loss, correct = float(seen.loss[running].mean()), float(seen.correct[running].mean())
         console.advance(epoch * run.steps_per_epoch + done, loss / done, correct / (done * size))

@@ -16,12 +16,13 @@ from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import (
     DATA,
+    EpochPlan,
     StepOptions,
     Totals,
     TrainState,
     each_replica,
-    epoch_order,
     evaluate,
+    plan_epoch,
     train_steps,
 )
 from mnist_flax.teaching import teach
@@ -133,17 +134,17 @@ class TrainingProgram:
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
         self._fixed: Any = place((in_rows(examples), teachers), mesh)
         each = functools.partial(each_replica, in_turns=in_turns(mesh))
-        ordered = functools.partial(epoch_order, num_examples=num_examples, batch_size=options.batch_size)
-        self.order: Any = compile_per_device(functools.partial(each, ordered), mesh, BY_REPLICA, BY_REPLICA)
+        plan = functools.partial(plan_epoch, num_examples=num_examples, options=options)
+        self.plan: Any = compile_per_device(functools.partial(each, plan), mesh, BY_REPLICA, BY_REPLICA)
 
         apply = MNISTNet(kernels=kernels, num_classes=num_classes).apply
 
-        def train_replicas(state: TrainState, totals: Totals, order: Array, num_steps: Array, fixed: Any) -> Any:
+        def train_replicas(state: TrainState, totals: Totals, plan: EpochPlan, num_steps: Array, fixed: Any) -> Any:
             rows, teachers = fixed
             alike = {"rows": rows, "options": options}
             taught = functools.partial(teach, apply_fn=apply, in_turns=in_turns(mesh), **alike)
-            targets = None if teachers is None else taught(teachers, state, order, self.chunk)
-            return each(functools.partial(train_steps, targets=targets, **alike), state, totals, order, num_steps)
+            targets = None if teachers is None else taught(teachers, state, plan, self.chunk)
+            return each(functools.partial(train_steps, targets=targets, **alike), state, totals, plan, num_steps)
 
         specs = BY_REPLICA, BY_REPLICA, BY_REPLICA, BY_REPLICA, EVERYWHERE
         results = BY_REPLICA, BY_REPLICA
@@ -153,8 +154,8 @@ class TrainingProgram:
         """Trace, for states, or shapes of states, such as this one: `lower()` and `compile()` come next."""
         replicas = state.step.shape
         totals = jax.tree.map(lambda x: jax.ShapeDtypeStruct(replicas, x.dtype), jax.eval_shape(Totals.zero))
-        order = jax.eval_shape(self.order, state)
-        shapes = place((totals, order, jax.ShapeDtypeStruct(replicas, np.int32)), self.mesh, BY_REPLICA)
+        plan = jax.eval_shape(self.plan, state)
+        shapes = place((totals, plan, jax.ShapeDtypeStruct(replicas, np.int32)), self.mesh, BY_REPLICA)
         return self.steps.trace(state, *shapes, self._fixed)
 
     def compile(self, state: TrainState) -> None:
@@ -165,11 +166,11 @@ class TrainingProgram:
         self,
         state: TrainState,
         totals: Totals,
-        order: Int[Array, "replicas visits"],
+        plan: EpochPlan,
         num_steps: Int[np.ndarray, " replicas"],
     ) -> tuple[TrainState, Totals]:
         """`train_steps` of every replica; `state` and `totals` are donated."""
-        return self.steps(state, totals, order, place(num_steps, self.mesh, BY_REPLICA), self._fixed)
+        return self.steps(state, totals, plan, place(num_steps, self.mesh, BY_REPLICA), self._fixed)
 
 
 class Figures:

@@ -15,7 +15,7 @@ from runs import DIGITS, rows
 from scipy.special import softmax
 
 from mnist_flax import data
-from mnist_flax.augment import Augmentation
+from mnist_flax.augment import Augmentation, Distortions
 from mnist_flax.config import Config
 from mnist_flax.data import Examples, Normalization, in_rows
 from mnist_flax.errors import UserError
@@ -23,12 +23,13 @@ from mnist_flax.inference import weights
 from mnist_flax.inference.transfer import teachers
 from mnist_flax.model import MNISTNet
 from mnist_flax.optim import make_optimizer
-from mnist_flax.step import Batch, StepOptions, next_batch, train_step
+from mnist_flax.step import Batch, EpochPlan, StepOptions, next_batch, train_step
 from mnist_flax.train import parse, train
 from mnist_flax.training import debugging
 from mnist_flax.training.coordination import Interruption
 from mnist_flax.training.mesh import make_mesh, to_host
 from mnist_flax.training.programs import TrainingProgram, create_states, zero_totals
+from mnist_flax.training.run import of_replica
 
 NORMALIZATION = Normalization(0.1307, 0.3081)
 rng = np.random.default_rng(0)
@@ -59,7 +60,7 @@ def run(epochs):
         mesh, training = program()
         state, totals = initial(mesh), to_float64(zero_totals(len(SEEDS), mesh))
         for num_steps in epochs:
-            state, totals = training(state, totals, training.order(state), np.int32(num_steps))
+            state, totals = training(state, totals, training.plan(state), np.int32(num_steps))
         return to_host((state.variables, totals))
 
 
@@ -73,14 +74,14 @@ def test_the_targets_are_the_mean_answers_on_the_very_images_of_the_step(taught)
     with jax.enable_x64(True):
         mesh, training = program()
         state = jax.tree.map(lambda x: jnp.asarray(x[1]), to_host(initial(mesh)))
-        orders = to_host(training.order(initial(mesh)))
-        np.testing.assert_array_equal(orders[0], orders[1])  # replicas differ in their initial weights alone
+        plan, other = (of_replica(to_host(training.plan(initial(mesh))), i) for i in (1, 0))
+        jax.tree.map(np.testing.assert_array_equal, plan, other)  # replicas differ in their initial weights alone
         each = [jax.tree.map(lambda x, i=i: x[i], to_float64(TEACHERS)) for i in range(2)]
         batch = jax.jit(functools.partial(next_batch, first=0, size=12, options=OPTIONS))
         answer, advance = jax.jit(MNISTNet().apply), jax.jit(functools.partial(train_step, label_smoothing=0.1))
         state, losses = state.replace(apply_fn=MNISTNet().apply), []
         for step in range(4):
-            images, labels, _ = batch(state, jnp.asarray(orders[1]), rows=jnp.asarray(in_rows(EXAMPLES)))
+            images, labels, _ = batch(state, plan, rows=jnp.asarray(in_rows(EXAMPLES)))
             targets = np.mean([softmax(answer(teacher, images), axis=-1) for teacher in each], axis=0)
             state, metrics = advance(state, Batch(images, labels, jnp.asarray(targets)))
             losses.append(float(metrics["loss"]))
@@ -104,9 +105,10 @@ def test_debug_nans_repeats_a_step_with_its_teachers(monkeypatch):
     monkeypatch.setattr(debugging, "mean_probabilities", lambda teachers, images, **_: (teachers, images.shape))
     monkeypatch.setattr(debugging, "train_step", lambda state, batch, **_: repeated.append(batch.targets))
     state = to_host(create_states(np.array([5], np.uint32), make_mesh(12, 1), Config(), 12))
+    plan = EpochPlan(jnp.arange(48) % 40, Distortions(jnp.zeros((48, 2, 3)), None, None))
     for given in (None, "teachers"):
         options = {"examples": EXAMPLES, "options": OPTIONS, "teachers": given}
-        debugging.nonfinite_operation(state, jnp.arange(40), **options)
+        debugging.nonfinite_operation(state, plan, **options)
     assert repeated == [None, ("teachers", (12, 28, 28, 1))]
 
 
