@@ -94,6 +94,7 @@ def augmentation(name: str) -> dict[str, Work]:
 
     @jax.jit
     def warps(key: jax.Array, images: jax.Array) -> jax.Array:
-        return jax.vmap(warp)(images, draw_distortions(key, 124, 28, Augmentation()).transforms)
+        transforms = jnp.array(draw_distortions(key, 124, 28, Augmentation()).transforms)
+        return jax.vmap(warp, (0, -1))(images, transforms)
 
     return {name: Work(lambda: warps(key, images), 124, jax.block_until_ready)}

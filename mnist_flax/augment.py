@@ -28,16 +28,20 @@ class Augmentation:
     gamma: float = 0.0
 
 
+# What of an output pixel's row, of its column, and of 1, makes the input pixel's row, or its column.
+Row = tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]
+
+
 class Distortions(NamedTuple):
-    """What is done to each of n images.
+    """What is done to each of n images. Arrays of one axis: TPUs fill short axes up to 128.
 
     Attributes:
-        transforms: affine maps from output pixel (row, column, 1) to input pixel.
+        transforms: affine maps from output pixel (row, column, 1) to input pixel: the two rows of their matrices.
         deviations: standard deviation in pixels of a Gaussian filter; None: there is none.
         exponents: of grey levels from 0 to 1; None: they stay as they are.
     """
 
-    transforms: Float[Array, "n 2 3"]
+    transforms: tuple[Row, Row]
     deviations: Float[Array, " n"] | None
     exponents: Float[Array, " n"] | None
 
@@ -47,30 +51,29 @@ def draw_distortions(
     num_images: int,
     side: int,
     augmentation: Augmentation,
-    strength: float | Float[Array, ""] = 1.0,
+    strength: float | Float[Array, " #n"] = 1.0,
 ) -> Distortions:
     """Draw what is done to each image.
 
     An image is rotated and magnified about its centre, then shifted. Resampling needs the inverse of that, and the
-    transforms are the inverse. A `strength` below 1 narrows their ranges by that factor; those of blur and grey levels
-    stay as they are.
+    transforms are the inverse. A `strength` below 1, of each image or of all, narrows their ranges by that factor;
+    those of blur and grey levels stay as they are.
     """
     smallest, largest = augmentation.scale
     limits = [jnp.deg2rad(augmentation.rotation), *[augmentation.translation * side] * 2, (largest - smallest) / 2]
     # One draw for all numbers: each further threefry call takes half a second to compile on a CPU.
     draws = jax.random.uniform(key, (num_images, len(limits) + 2), minval=-1.0, maxval=1.0)
-    angle, down, right, magnified = (draws[:, :4] * (strength * jnp.array(limits))).T
+    angle, down, right, magnified = (draws[:, :4] * (jnp.reshape(strength, (-1, 1)) * jnp.array(limits))).T
     scale = 1 + strength * ((smallest + largest) / 2 - 1) + magnified
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     centre = (side - 1) / 2
 
-    def map_to(by_row: Float[Array, " n"], by_column: Float[Array, " n"]) -> list[Array]:
+    def row(by_row: Float[Array, " n"], by_column: Float[Array, " n"]) -> Row:
         # Elementwise, not a matrix product: accelerators round its inputs to fewer bits, too few for positions.
-        return [by_row, by_column, centre - (by_row * (centre + down) + by_column * (centre + right))]
+        return by_row, by_column, centre - (by_row * (centre + down) + by_column * (centre + right))
 
-    maps = map_to(cos / scale, sin / scale) + map_to(-sin / scale, cos / scale)
     return Distortions(
-        transforms=jnp.stack(maps, axis=-1).reshape(num_images, 2, 3),
+        transforms=(row(cos / scale, sin / scale), row(-sin / scale, cos / scale)),
         deviations=augmentation.blur * (1 + draws[:, 4]) / 2 if augmentation.blur else None,
         exponents=jnp.exp(augmentation.gamma * draws[:, 5]) if augmentation.gamma else None,
     )
@@ -86,7 +89,7 @@ def distort(images: UInt8[Array, "n h w"], distortions: Distortions) -> Float[Ar
     return distorted
 
 
-def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:
+def warp(images: UInt8[Array, "n h w"], transforms: tuple[Row, Row]) -> Float[Array, "n h w"]:
     """Resample each image: output pixel p takes the bilinear value at `transform @ (p, 1)`, zero outside the image.
 
     Equal to `scipy.ndimage.affine_transform(order=1, mode="grid-constant")`. Values stay in 0..255, as float32.
@@ -94,21 +97,21 @@ def warp(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Fl
     return lax.platform_dependent(images, transforms, tpu=warp_by_products, default=_warp_by_gathers)
 
 
-def _positions(transforms: Float[Array, "n 2 3"], axis: int, height: int, width: int) -> Float[Array, "n h w"]:
-    """The input row (axis 0) or column (axis 1) of each output pixel."""
-    a, b, c = (transforms[:, axis, k][:, None, None] for k in range(3))
+def _positions(row: Row, height: int, width: int) -> Float[Array, "n h w"]:
+    """The input row, or column, of each output pixel, by that row of the maps."""
+    a, b, c = (numbers[:, None, None] for numbers in row)
     rows = jnp.arange(height, dtype=jnp.float32)[None, :, None]
     columns = jnp.arange(width, dtype=jnp.float32)[None, None, :]
     return a * rows + b * columns + c
 
 
-def _warp_by_gathers(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:
+def _warp_by_gathers(images: UInt8[Array, "n h w"], transforms: tuple[Row, Row]) -> Float[Array, "n h w"]:
     """`warp`, by reading the four pixels around each position."""
     n, height, width = images.shape
 
     def coordinate(axis: int, size: int) -> tuple[Array, Array]:
         # From one pixel outside the image on all is zero; clipping there keeps indices inside the padding below.
-        position = jnp.clip(_positions(transforms, axis, height, width), -1.0, size)
+        position = jnp.clip(_positions(transforms[axis], height, width), -1.0, size)
         floor = jnp.floor(position)
         return floor.astype(jnp.int32) + 1, position - floor
 
@@ -130,7 +133,7 @@ def _warp_by_gathers(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 
     return top_value + row_fraction * (bottom_value - top_value)
 
 
-def warp_by_products(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 2 3"]) -> Float[Array, "n h w"]:
+def warp_by_products(images: UInt8[Array, "n h w"], transforms: tuple[Row, Row]) -> Float[Array, "n h w"]:
     """`warp`, by two products with interpolation weights, to within 1e-4 of a grey level: for matrix units.
 
     An output pixel at (r, c) is the sum over all input pixels (i, j) of max(0, 1 - |r - i|) max(0, 1 - |c - j|) image.
@@ -140,7 +143,7 @@ def warp_by_products(images: UInt8[Array, "n h w"], transforms: Float[Array, "n 
     n, height, width = images.shape
 
     def weights(axis: int, size: int) -> Float[Array, "n size pixels"]:
-        position = _positions(transforms, axis, height, width).reshape(n, 1, -1)
+        position = _positions(transforms[axis], height, width).reshape(n, 1, -1)
         return jnp.maximum(0, 1 - jnp.abs(position - jnp.arange(size, dtype=jnp.float32)[:, None]))
 
     # In full precision: a weight rounded to bfloat16 would be wrong by up to half a grey level.

@@ -53,10 +53,10 @@ class StepOptions:
     total_steps: int
     fade: float = 0.0
 
-    def strength(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """The factor, in 0..1, by which a step's augmentation ranges are narrowed."""
+    def strength(self, step: Int[Array, " *steps"]) -> Float[Array, " *steps"]:
+        """The factor, in 0..1, by which a step's augmentation ranges are narrowed; of each of several steps."""
         left = (self.total_steps - 1 - step) / max(self.fade * self.total_steps, 1)
-        return jnp.clip(left, 0, 1) if self.fade else jnp.float32(1)
+        return jnp.clip(left, 0, 1) if self.fade else jnp.ones_like(left)
 
 
 def train_step(
@@ -128,23 +128,17 @@ class EpochPlan(NamedTuple):
 
 
 def plan_epoch(state: TrainState, *, num_examples: int, options: StepOptions) -> EpochPlan:
-    """Draw the plan of the current epoch of `state`; it depends on the key, the epoch and its steps alone.
+    """Draw the plan of the current epoch of `state`; it depends on the key and the epoch alone.
 
     The order is filled up from its start to whole batches: every image is seen and every batch is full. If each step
     drew its own distortions, it would have four kernels more on a GPU.
     """
     steps_per_epoch = -(-num_examples // options.batch_size)
-    shuffle_key, warp_key = jax.random.split(state.key)
-    epoch = state.step // steps_per_epoch
-    order = jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), num_examples)
-
-    def draw(step: Array) -> Distortions:
-        key, strength = jax.random.fold_in(warp_key, step), options.strength(step)
-        return draw_distortions(key, options.batch_size, SIDE, options.augmentation, strength)
-
-    each_step = jax.vmap(draw)(epoch * steps_per_epoch + jnp.arange(steps_per_epoch))
-    distortions = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each_step)
-    return EpochPlan(jnp.resize(order, (steps_per_epoch * options.batch_size,)), distortions)
+    visits, epoch = steps_per_epoch * options.batch_size, state.step // steps_per_epoch
+    shuffle_key, warp_key = (jax.random.fold_in(key, epoch) for key in jax.random.split(state.key))
+    order = jnp.resize(jax.random.permutation(shuffle_key, num_examples), (visits,))
+    strength = options.strength(epoch * steps_per_epoch + jnp.arange(visits) // options.batch_size)
+    return EpochPlan(order, draw_distortions(warp_key, visits, SIDE, options.augmentation, strength))
 
 
 def next_batch(

@@ -28,7 +28,8 @@ def test_agrees_with_scipy(degrees, scale, offset):
     cos, sin = np.cos(np.deg2rad(degrees)) / scale, np.sin(np.deg2rad(degrees)) / scale
     matrix = np.array([[cos, sin], [-sin, cos]], np.float32)
     transform = np.concatenate([matrix, np.array(offset, np.float32)[:, None]], axis=1)
-    ours = warp(jnp.asarray(IMAGES[:1]), jnp.asarray(transform[None]))[0]
+    rows = tuple(tuple(jnp.array([number]) for number in row) for row in transform)
+    ours = warp(jnp.asarray(IMAGES[:1]), rows)[0]
     theirs = ndimage.affine_transform(
         IMAGES[0].astype(np.float64), matrix.astype(np.float64), np.float32(offset), order=1, mode="grid-constant"
     )
@@ -51,7 +52,7 @@ def draw(strength=1.0, **ranges):
     """What each of 5,000 maps does to an image: the linear part, from input to output, and the shift after it."""
     augmentation = Augmentation(**ranges)
     transforms, *_ = draw_distortions(jax.random.key(1), 5000, 28, augmentation, strength)
-    transforms = np.asarray(transforms, np.float64)
+    transforms = np.moveaxis(np.asarray(transforms, np.float64), -1, 0)
     forward = np.linalg.inv(transforms[:, :, :2])
     shift = np.einsum("nij,nj->ni", forward, 13.5 - transforms[:, :, 2]) - 13.5
     return forward, shift

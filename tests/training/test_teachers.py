@@ -105,7 +105,7 @@ def test_debug_nans_repeats_a_step_with_its_teachers(monkeypatch):
     monkeypatch.setattr(debugging, "mean_probabilities", lambda teachers, images, **_: (teachers, images.shape))
     monkeypatch.setattr(debugging, "train_step", lambda state, batch, **_: repeated.append(batch.targets))
     state = to_host(create_states(np.array([5], np.uint32), make_mesh(12, 1), Config(), 12))
-    plan = EpochPlan(jnp.arange(48) % 40, Distortions(jnp.zeros((48, 2, 3)), None, None))
+    plan = EpochPlan(jnp.arange(48) % 40, Distortions(((jnp.zeros(48),) * 3,) * 2, None, None))
     for given in (None, "teachers"):
         options = {"examples": EXAMPLES, "options": OPTIONS, "teachers": given}
         debugging.nonfinite_operation(state, plan, **options)
