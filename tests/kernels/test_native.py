@@ -216,7 +216,7 @@ dataset, config, mesh = data.load("digits", None, 119), Config(), make_mesh(64)
 chosen = kernels.choose("native", "cpu").name
 training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train, chosen)
 state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100, chosen), zero_totals(1, mesh)
-state, totals = training(state, totals, training.order(state), np.array([5], np.int32))
+state, totals = training(state, totals, training.plan(state), np.array([5], np.int32))
 leaves = jax.tree.leaves((state.variables, totals))
 print(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest())
 """
