@@ -67,9 +67,7 @@ def _activate_fwd(values: Array, factor: Array, offset: Array) -> tuple[Array, A
 def _activate_bwd(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array]:
     values, factor, offset = residuals
     passed = jnp.where(factor * values + offset > 0, cotangent, 0)
-    n, height, width, channels = values.shape
-    both = jnp.stack([passed * values, passed]).reshape(2, n * height, width * channels)
-    d_factor, d_offset = both.sum(1).reshape(2, width, channels).sum(1)
+    d_factor, d_offset = _row_sums(passed * values, passed).reshape(2, *values.shape[2:]).sum(1)
     return factor * passed, d_factor, d_offset
 
 
@@ -227,9 +225,13 @@ def _two_sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
 
 def _both_sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
     """The same in one kernel on a GPU, not two. The second stage, each by itself, becomes part of what follows."""
-    n, height, width, channels = x.shape
-    both = jnp.stack([x, x * x]).reshape(2, n * height, width * channels).sum(1)
-    return jnp.stack([rows.reshape(width, channels).sum(0) for rows in both])
+    return jnp.stack([rows.reshape(x.shape[2:]).sum(0) for rows in _row_sums(x, x * x)])
+
+
+def _row_sums(*values: Float[Array, "n h w c"]) -> Float[Array, "sums w*c"]:
+    """The first of the two stages, of several sums in one pass."""
+    n, height, width, channels = values[0].shape
+    return jnp.stack(values).reshape(len(values), n * height, width * channels).sum(1)
 
 
 def _per_channel(values: Float[Array, "n h w c"]) -> Float[Array, " c"]:

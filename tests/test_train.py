@@ -146,6 +146,8 @@ def test_if_the_best_checkpoint_is_damaged_the_older_one_is_tested_and_that_is_s
     assert f"epoch {before['best_epoch']} of seed 0 was better; its checkpoint is damaged" in out
     assert (summary["best_epoch"], summary["lost_epoch"]) == (kept, before["best_epoch"])
     assert summary["val_accuracy"] == rows(workdir)[kept - 1]["val_accuracy"] <= before["val_accuracy"]
+    assert kept < before["best_epoch"]
+    assert summary["test_loss"] != before["test_loss"]  # another network is tested
     assert "lost_epoch" not in before
 
 

@@ -154,15 +154,15 @@ def compile_per_device(
     *,
     donate: tuple[int, ...] = (),
     kernels: Kernels = "xla",
-    **options: Any,
+    **xla_options: Any,
 ) -> Callable[..., Any]:
     """`jit` a function that runs on every device of the mesh with its share of the inputs and of the results.
 
-    `options` are XLA's, besides those that our operations need.
+    `xla_options` are given to the compiler, besides those that our operations need.
     """
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    options |= compiler_options(platform_of(mesh), kernels) or {}
-    return jax.jit(mapped, donate_argnums=donate, compiler_options=options)
+    xla_options |= compiler_options(platform_of(mesh), kernels) or {}
+    return jax.jit(mapped, donate_argnums=donate, compiler_options=xla_options)
 
 
 def compile_for_one_device(function: Callable[..., Any], *, platform: str | None = None, **options: Any) -> Any:
