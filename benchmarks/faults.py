@@ -127,7 +127,8 @@ def records(workdir: Path) -> dict[str, Any]:
     from mnist_flax.inference.weights import load_run
     from mnist_flax.step import Totals
     from mnist_flax.training.checkpoint import find, read, resumable
-    from mnist_flax.training.programs import RUN_ONCE, create_state
+    from mnist_flax.training.mesh import RUN_ONCE
+    from mnist_flax.training.programs import create_state
     from mnist_flax.training.records import read_history
 
     variables, card, reference = load_run(workdir)

@@ -136,7 +136,7 @@ def fresh_variables(*seeds: int):
     import jax
 
     from mnist_flax.model import init_variables
-    from mnist_flax.training.programs import RUN_ONCE
+    from mnist_flax.training.mesh import RUN_ONCE
 
     keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
     variables = jax.jit(jax.vmap(init_variables), compiler_options=RUN_ONCE)(keys)
@@ -148,7 +148,7 @@ def logits_of(variables, images):
     import jax
 
     from mnist_flax.model import MNISTNet
-    from mnist_flax.training.programs import RUN_ONCE
+    from mnist_flax.training.mesh import RUN_ONCE
 
     return jax.jit(MNISTNet().apply, compiler_options=RUN_ONCE)(variables, images)
 

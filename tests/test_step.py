@@ -16,8 +16,8 @@ from mnist_flax.optim import make_optimizer
 from mnist_flax.presets import PRESETS
 from mnist_flax.step import DATA, Batch, StepOptions, TrainState, plan_epoch, train_step
 from mnist_flax.training import programs
-from mnist_flax.training.mesh import make_mesh, to_host
-from mnist_flax.training.programs import RUN_ONCE, EvaluationProgram, TrainingProgram, create_states, zero_totals
+from mnist_flax.training.mesh import RUN_ONCE, make_mesh, to_host
+from mnist_flax.training.programs import EvaluationProgram, TrainingProgram, create_states, zero_totals
 
 NORMALIZATION = Normalization(0.1307, 0.3081)
 rng = np.random.RandomState(0)

@@ -58,7 +58,10 @@ def evaluate(
 
 def measure(network: Classifier, examples: Examples, shifts: int = 0, **origin: str) -> Evaluation:
     """Measure a network on examples; the figures begin with `origin`, which says what was measured."""
-    log_probabilities = network.log_probabilities(examples.images, shifts=shifts)
+    if shifts:
+        log_probabilities = network.log_probabilities(examples.images, shifts=shifts)
+    else:
+        log_probabilities, _ = network.outputs(examples.images)  # the calibration of a run has compiled this program
     figures = figures_of(examples.labels, log_probabilities, network.class_names)
     settings = {"shifts": shifts, "temperature": network.temperature}
     return Evaluation(network, examples, log_probabilities, {**origin, **settings, **figures})

@@ -21,8 +21,8 @@ from mnist_flax.step import Totals
 from mnist_flax.training import messages
 from mnist_flax.training.coordination import Interruption
 from mnist_flax.training.debugging import describe_divergence
-from mnist_flax.training.mesh import BY_REPLICA, place, to_host
-from mnist_flax.training.programs import RUN_ONCE, zero_totals
+from mnist_flax.training.mesh import BY_REPLICA, RUN_ONCE, place, to_host
+from mnist_flax.training.programs import zero_totals
 from mnist_flax.training.records import epoch_row, model_card, summary_of
 from mnist_flax.training.run import Progress, Run, from_trained, of_replica, start
 from mnist_flax.training.run_files import RunFiles

@@ -30,6 +30,7 @@ from mnist_flax.training.mesh import (
     BY_EXAMPLE,
     BY_REPLICA,
     EVERYWHERE,
+    RUN_ONCE,
     compile_per_device,
     place,
     platform_of,
@@ -42,9 +43,6 @@ from mnist_flax.training.mesh import (
 CPU_CHUNK = 16
 # Larger batches fall out of a CPU's caches: 10,000 images take one device 0.58 s in batches of 1,000, 0.43 in these.
 EVALUATION_BATCH = 250
-# For programs that run once, or once an epoch. Random numbers are slow to compile and quick to run: the initial state
-# takes 17 s to compile on two cores with XLA's optimizations and 1.3 s without, and its numbers are the same to 2e-8.
-RUN_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 
 def augmentation_of(config: Config) -> Augmentation:

@@ -15,10 +15,9 @@ from mnist_flax.data import Dataset, Examples
 from mnist_flax.kernels import Choice
 from mnist_flax.optim import Schedule, one_cycle
 from mnist_flax.step import StepOptions, Totals, TrainState
-from mnist_flax.training.mesh import BY_REPLICA, place, to_host
+from mnist_flax.training.mesh import BY_REPLICA, RUN_ONCE, place, to_host
 from mnist_flax.training.programs import (
     EVALUATION_BATCH,
-    RUN_ONCE,
     EvaluationProgram,
     TrainingProgram,
     create_states,

@@ -15,7 +15,8 @@ from mnist_flax.inference import classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.reading import folder
 from mnist_flax.training import run_directory
-from mnist_flax.training.programs import RUN_ONCE, augmentation_of
+from mnist_flax.training.mesh import RUN_ONCE
+from mnist_flax.training.programs import augmentation_of
 from mnist_flax.views import charts, html, plots, runs, sections
 from mnist_flax.views.html import Html, element
 

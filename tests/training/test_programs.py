@@ -7,8 +7,8 @@ import pytest
 import mnist_flax
 from mnist_flax import data
 from mnist_flax.config import Config
-from mnist_flax.training.mesh import make_mesh
-from mnist_flax.training.programs import RUN_ONCE, TrainingProgram, shapes_of_states, step_options
+from mnist_flax.training.mesh import RUN_ONCE, make_mesh
+from mnist_flax.training.programs import TrainingProgram, shapes_of_states, step_options
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
