@@ -1,13 +1,17 @@
-"""`python -m benchmarks.ship RUN`: makes a run's best network the shipped one, and writes its model card."""
+"""`python -m benchmarks.ship [RUN]`: makes a run's best network the shipped one, and writes its model card.
+
+Without RUN, the card is measured anew. What it says of the run's other networks is kept in `benchmarks/results/`.
+"""
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import robustness, strangers
+from benchmarks import robustness, strangers, tables
 from mnist_flax import data
 from mnist_flax.cli import command
 from mnist_flax.config import flag
@@ -20,12 +24,14 @@ from mnist_flax.training.run_directory import recorded
 from mnist_flax.views import runs
 
 CARD = classifier.PRETRAINED.with_suffix(".md")
+NAME = "shipped"  # of its run among the results kept
 
 
-def model_card(run: Path, data_dir: Path | None) -> str:
+def model_card(data_dir: Path | None) -> str:
     """What to know about the shipped network, as Markdown; every figure is measured now, on the shipped file."""
     network = classifier.load()
     config, card = network.card["config"], network.card
+    of_all_seeds = json.loads((tables.KEPT / f"{NAME}.json").read_text())["strangers"]
     figures = evaluate(None, "mnist", "test", data_dir, 0).figures
     averaged = evaluate(None, "mnist", "test", data_dir, 1).figures
     low, high = figures["accuracy_ci95"]
@@ -44,7 +50,7 @@ on {60_000 - config["val_size"]:,} of MNIST's training images. It is the one of 
 {card["val_accuracy"]:.2%}; the test set had no part in the choice. Accuracies of all seeds, in per cent, with their
 standard deviation (`python -m benchmarks.strangers RUN`):
 
-{strangers.accuracies([run], data_dir)}
+{strangers.table_of_runs({NAME: of_all_seeds})}
 
 On MNIST's test set (`python -m mnist_flax.evaluate`): accuracy **{figures["accuracy"]:.2%}**, 95 % interval {low:.2%}
 to {high:.2%}; loss {figures["loss"]:.4f}. Averaged over shifts of up to one pixel (`--shifts 1`):
@@ -84,7 +90,7 @@ def training(config: dict[str, Any]) -> str:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ship", description="Ship a run's best network.")
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="default: the shipped network stays")
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
     return parser.parse_args(arguments)
 
@@ -93,11 +99,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    network = classifier.load(options.run)
-    mnist = data.load("mnist", options.data_dir, network.card["config"]["val_size"])
-    export(calibrate(network, mnist, redraw), "safetensors", classifier.PRETRAINED)
-    CARD.write_text(model_card(options.run, options.data_dir))
-    print(f"wrote {classifier.PRETRAINED} and {CARD}")
+    if options.run is not None:
+        network = classifier.load(options.run)
+        mnist = data.load("mnist", options.data_dir, network.card["config"]["val_size"])
+        export(calibrate(network, mnist, redraw), "safetensors", classifier.PRETRAINED)
+        print(tables.write(options.run, NAME, strangers=strangers.accuracies(options.run, options.data_dir)))
+    CARD.write_text(model_card(options.data_dir))
+    print(f"{CARD} is that of {classifier.PRETRAINED}")
 
 
 if __name__ == "__main__":

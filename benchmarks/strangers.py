@@ -174,19 +174,23 @@ def digits_to_name(data_dir: Path | None, val_size: int) -> dict[str, data.Examp
     }
 
 
-def accuracies(runs: Sequence[Path], data_dir: Path | None) -> str:
-    """Accuracy on each set of digits, in per cent: mean and standard deviation over a run's networks."""
-    lines = []
-    for run in runs:
-        networks = [classifier.load(directory) for directory in seed_directories(run) or [run]]
-        sets = digits_to_name(data_dir, networks[0].card["config"]["val_size"])
-        if not lines:
-            lines = [f"| run | networks | {' | '.join(sets)} |", "| --- " * (2 + len(sets)) + "|"]
-        cells = [f"`{run.name}`", str(len(networks))]
-        for images, labels in sets.values():
-            each = [100 * float((network.predict(images)[0] == labels).mean()) for network in networks]
-            cells.append(with_spread(each, 2))
-        lines.append(f"| {' | '.join(cells)} |")
+def accuracies(run: Path, data_dir: Path | None) -> dict[str, list[float]]:
+    """The accuracy of each of a run's networks on each set of digits, in per cent."""
+    networks = [classifier.load(directory) for directory in seed_directories(run) or [run]]
+    sets = digits_to_name(data_dir, networks[0].card["config"]["val_size"])
+    return {
+        name: [100 * float((network.predict(images)[0] == labels).mean()) for network in networks]
+        for name, (images, labels) in sets.items()
+    }
+
+
+def table_of_runs(runs: dict[str, dict[str, list[float]]]) -> str:
+    """Mean and standard deviation of each run's `accuracies`, by the run's name."""
+    sets = next(iter(runs.values()))
+    lines = [f"| run | networks | {' | '.join(sets)} |", "| --- " * (2 + len(sets)) + "|"]
+    for name, found in runs.items():
+        number = len(next(iter(found.values())))
+        lines.append(f"| `{name}` | {number} | {' | '.join(with_spread(each, 2) for each in found.values())} |")
     return "\n".join(lines)
 
 
@@ -204,7 +208,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    print(accuracies(options.runs, options.data_dir))
+    print(table_of_runs({run.name: accuracies(run, options.data_dir) for run in options.runs}))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 `recipes` compares them with the first by validation accuracy alone: recipes are chosen there, and the test set has no
 part in that. `results` reports test accuracy. `keep` writes what the tables need of each run to `benchmarks/results/`,
-whose files the other two take in place of runs: the tables in the docs are made anew from them, without training.
+whose files the other two take in place of runs.
+
+`python -m benchmarks.tables update docs/*.md` makes the tables in pages anew from what was kept, without training.
 """
 
 import argparse
 import json
 import math
+import re
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,6 +28,9 @@ _NOT_SHOWN |= {"checkpoint_every_seconds", "debug_nans", "kernels"}
 
 KEPT = Path(__file__).parent / "results"
 
+# A table in a page, after the block of commands whose last prints it.
+_PRINTED = re.compile(r"(?<=^```bash\n)((?:(?!```).*\n)+)```\n\n((?:\|.*\n)+)", re.MULTILINE)
+
 
 def read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration and summary of a run, or of what was kept of it."""
@@ -39,15 +46,17 @@ def read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def keep(runs: list[Path]) -> str:
     """Write each run's configuration and summary to `KEPT`, without the paths of the machine it ran on."""
-    written = []
-    for run in runs:
-        config, summary = read(run)
-        config = {name: value for name, value in config.items() if name not in {"workdir", "data_dir"}}
-        path = KEPT / f"{run.resolve().name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"config": config, "summary": summary}, indent=1) + "\n")
-        written.append(f"{path}: {summary.get('num_seeds', 1)} seeds")
-    return "\n".join(written)
+    return "\n".join(write(run, run.resolve().name) for run in runs)
+
+
+def write(run: Path, name: str, **more: Any) -> str:
+    """Keep a run under a name, with `more` that is known about it."""
+    config, summary = read(run)
+    config = {name: value for name, value in config.items() if name not in {"workdir", "data_dir"}}
+    path = KEPT / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"config": config, "summary": summary} | more, indent=1) + "\n")
+    return f"{path}: {summary.get('num_seeds', 1)} seeds"
 
 
 def accuracies(summary: dict[str, Any]) -> dict[int, float]:
@@ -113,7 +122,28 @@ def results(runs: list[Path]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"recipes": recipes, "results": results, "keep": keep}
+def update(pages: list[Path]) -> str:
+    """Make the tables of kept results in pages anew."""
+    changed = []
+    for page in pages:
+        before = page.read_text(encoding="utf-8")
+        after = _PRINTED.sub(_printed_anew, before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            changed.append(f"{page} has changed")
+    return "\n".join(changed) or "nothing has changed"
+
+
+def _printed_anew(found: re.Match[str]) -> str:
+    *_, command = found[1].replace("\\\n", " ").strip().splitlines()
+    words = shlex.split(command)
+    if words[:3] != ["python", "-m", "benchmarks.tables"]:
+        return found[0]
+    options = parse(words[3:])
+    return f"{found[1]}```\n\n{TABLES[options.table](options.runs)}\n"
+
+
+TABLES = {"recipes": recipes, "results": results, "keep": keep, "update": update}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -127,7 +157,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run directory, or a file that `keep` wrote; `recipes`: first the baseline",
+        help="run directory, or a file that `keep` wrote; `recipes`: first the baseline; `update`: pages",
     )
     return parser.parse_args(arguments)
 

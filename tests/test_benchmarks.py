@@ -1,7 +1,9 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +16,8 @@ from benchmarks.plain_flax import PlainNet
 from benchmarks.suite import SUITE, Benchmark
 from mnist_flax.errors import UserError
 from mnist_flax.model import MNISTNet
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_ratio_is_the_median_of_each_rounds_own():
@@ -114,6 +118,23 @@ def test_what_is_kept_of_a_run_makes_the_same_tables(tmp_path, monkeypatch):
     assert str(tmp_path) not in kept.read_text()
     for make in (tables.recipes, tables.results):
         assert make([kept]) == make([run])
+
+
+def test_tables_in_pages_are_made_anew(tmp_path):
+    """Those of kept results, wherever they are out of date; what else the pages say stays."""
+    pages = []
+    for name in ("recipes.md", "results.md"):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        for command in re.findall(r"^python -m benchmarks.tables (?:recipes|results) [^`]*```\n\n", text, re.MULTILINE):
+            head = text.index("\n", text.index(command) + len(command))
+            text = f"{text[: head - 1]}| another column |{text[head:]}"
+        pages.append(tmp_path / name)
+        pages[-1].write_text(text, encoding="utf-8")
+        assert "another column" in text
+    tables.update(pages)
+    for page in pages:
+        assert page.read_text(encoding="utf-8") == (ROOT / "docs" / page.name).read_text(encoding="utf-8")
+    assert tables.update(pages) == "nothing has changed"
 
 
 def test_recipes_of_two_versions_name_the_options_that_only_one_has(tmp_path):
