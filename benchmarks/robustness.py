@@ -142,7 +142,7 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     ):
         error, loss = metrics.calibration_error(labels, scores), metrics.cross_entropy(labels, scores)
         lines.append(f"| {name} | {error:.4f} | {loss:.4f} |")
-    return "\n".join([*lines, "", strangers.table(network, mnist, digits)])
+    return "\n".join([*lines, "", "What `predict` says of strangers:", "", strangers.table(network, mnist, digits)])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -48,8 +48,9 @@ HARD = [
     *("float TIFF, standardised", *INK, "JPEG of 50 megapixels", "animated GIF, first frame empty", *STROKES),
     *("form box", "form box touched by the digit", "form box, left and bottom line", "frame at the image's edge"),
     *("8 to 12 pixels", "touching pair", "printed digit", "printed row", "stripes"),
+    *("telephone number", "scan with black borders", "figure with axes"),
 ]
-HARDEST = ("one above the other", "touching pair")  # of two, one is read
+HARDEST = ("one above the other", "form box touched by the digit")  # of two, one is read
 
 
 @pytest.mark.parametrize("kind", HARD)

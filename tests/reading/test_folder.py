@@ -158,7 +158,7 @@ def test_images_are_what_predict_sees_and_splits_are_in_proportion(tmp_path):
 
 def test_a_folder_with_splits_keeps_them(tmp_path, monkeypatch):
     for split, count in {"train": 4, "val": 2, "test": 3}.items():
-        write_digits(tmp_path / "digits" / split, "35", count)
+        write_digits(tmp_path / "digits" / split, "38", count)
     monkeypatch.chdir(tmp_path)
     for val_size, expected in {None: ("validation", 8, 4), 4: ("validation", 8, 4), 0: ("test", 12, 6)}.items():
         dataset = load("./digits", None, val_size)
@@ -213,10 +213,10 @@ def test_unusable_images_are_named(tmp_path):
 
 
 def test_what_is_not_recognised_is_trained_on_and_that_is_said(tmp_path):
-    root, star = write_digits(tmp_path / "own", "01", 3), Image.new("L", (300, 300), 255)
+    root, star = write_digits(tmp_path / "own", "02", 3), Image.new("L", (300, 300), 255)
     for end in ((30, 150), (270, 150), (150, 30), (150, 270), (60, 60), (240, 240), (60, 240), (240, 60)):
         ImageDraw.Draw(star).line([(150, 150), end], fill=0, width=14)
-    path = write(root / "1" / "star.png", png(star))
+    path = write(root / "2" / "star.png", png(star))
     with pytest.warns(
         match=f"of 7 images, the shipped network recognises no digit in {path}; the likeliest part of it"
     ):
