@@ -28,7 +28,10 @@ NAME = "shipped"  # of its run among the results kept
 
 
 def model_card(data_dir: Path | None) -> str:
-    """What to know about the shipped network, as Markdown; every figure is measured now, on the shipped file."""
+    """What to know about the shipped network, as Markdown.
+
+    Every figure is measured now, on the shipped file, but for those of all seeds, which are kept.
+    """
     network = classifier.load()
     config, card = network.card["config"], network.card
     of_all_seeds = json.loads((tables.KEPT / f"{NAME}.json").read_text())["strangers"]

@@ -135,6 +135,7 @@ def update(pages: list[Path]) -> str:
 
 
 def _printed_anew(found: re.Match[str]) -> str:
+    """A table after its commands, which stays if `recipes` or `results` did not print it."""
     *_, command = found[1].replace("\\\n", " ").strip().splitlines()
     words = shlex.split(command)
     if words[:3] != ["python", "-m", "benchmarks.tables"]:
