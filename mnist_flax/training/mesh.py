@@ -170,8 +170,9 @@ def compile_for_one_device(function: Callable[..., Any], *, platform: str | None
     return jax.jit(function, compiler_options=compiler_options(platform or jax.devices()[0].platform), **options)
 
 
-# For programs that run once, or once an epoch. Random numbers are slow to compile and quick to run: the initial state
-# takes 17 s to compile on two cores with XLA's optimizations and 1.3 s without, and its numbers are the same to 2e-8.
+# For programs that run once, once an epoch, or on a few images. Random numbers are slow to compile and quick to run:
+# the initial state takes 17 s to compile on two cores with XLA's optimizations and 1.3 s without, and its numbers are
+# the same to 2e-8.
 RUN_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
