@@ -72,12 +72,12 @@ def with_spread(values: Sequence[float], decimals: int) -> str:
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     """Mean difference over the seeds that both have, in points, with its 95 % interval (paired, Student's t)."""
-    from scipy import stats
+    from scipy import special
 
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(pairs) < 2:
         return "–"
-    margin = float(stats.t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    margin = float(special.stdtrit(len(pairs) - 1, 0.975)) * statistics.stdev(pairs) / math.sqrt(len(pairs))
     return f"{statistics.mean(pairs):+.3f} ± {margin:.3f}"
 
 

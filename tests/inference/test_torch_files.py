@@ -224,7 +224,7 @@ def test_a_pytorch_that_is_too_old_is_named(tensors, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin", "w.ckpt", "w"])
 def test_exported_files_are_what_torch_load_reads(golden_weights, card, tensors, tmp_path, name):
-    formats.FORMATS["pytorch"](Classifier(golden_weights, card), tmp_path / name)
+    formats.FORMATS["pytorch"](Classifier(golden_weights, card), tmp_path / name, formats.LOGITS)
     loaded = torch.load(tmp_path / name, weights_only=True)
     assert set(loaded) == set(tensors)
     assert all(torch.equal(loaded[key], value) for key, value in tensors.items() if not key.endswith("tracked"))
