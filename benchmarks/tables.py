@@ -9,7 +9,6 @@ whose files the other two take in place of runs.
 
 import argparse
 import json
-import math
 import re
 import shlex
 import statistics
@@ -20,6 +19,7 @@ from typing import Any
 
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
+from mnist_flax.training.selection import margin_of_mean
 
 # Options that say where and for how long to run, not what is computed.
 _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices", "distributed"}
@@ -72,13 +72,10 @@ def with_spread(values: Sequence[float], decimals: int) -> str:
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     """Mean difference over the seeds that both have, in points, with its 95 % interval (paired, Student's t)."""
-    from scipy import special
-
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(pairs) < 2:
         return "–"
-    margin = float(special.stdtrit(len(pairs) - 1, 0.975)) * statistics.stdev(pairs) / math.sqrt(len(pairs))
-    return f"{statistics.mean(pairs):+.3f} ± {margin:.3f}"
+    return f"{statistics.mean(pairs):+.3f} ± {margin_of_mean(statistics.stdev(pairs), len(pairs)):.3f}"
 
 
 def recipes(runs: list[Path]) -> str:

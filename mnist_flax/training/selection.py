@@ -69,18 +69,22 @@ def still_training(histories: list[list[Row]], config: Config) -> Bool[np.ndarra
     return np.array([stop_reason(history, config) is None for history in histories])
 
 
-def statistics_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds; standard deviation and 95 % interval of the mean (Student's t) of the test accuracy."""
-    from scipy import special
+def margin_of_mean(std: float, n: int) -> float:
+    """Half the 95 % interval of the mean of `n` numbers (Student's t), from their standard deviation."""
+    from scipy import special  # scipy.stats has a plainer name for it, and takes 0.6 s to import
 
+    return float(special.stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+
+
+def statistics_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds; standard deviation and 95 % interval of the mean of the test accuracy."""
     n = len(results)
     mean: dict[str, Any] = {
         name: math.fsum(result[name] for result in results) / n
         for name in ("val_accuracy", "test_accuracy", "test_loss")
     }
     std = float(np.std([result["test_accuracy"] for result in results], ddof=1))
-    # scipy.stats has it by a name that says more, and takes 0.6 s to import.
-    margin = float(special.stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+    margin = margin_of_mean(std, n)
     return {
         "num_seeds": n,
         "epochs_run": max(result["epochs_run"] for result in results),
