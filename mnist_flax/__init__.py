@@ -6,11 +6,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mnist_flax.data.images import as_images
     from mnist_flax.inference.classifier import Classifier, load, load_pretrained
 
     __version__: str
 
-__all__ = ["Classifier", "__version__", "load", "load_pretrained"]
+__all__ = ["Classifier", "__version__", "as_images", "load", "load_pretrained"]
 
 
 def __getattr__(name: str) -> Any:

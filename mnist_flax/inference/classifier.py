@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
+from numpy.typing import ArrayLike
 
 from mnist_flax import ops
 from mnist_flax.data import NUM_CLASSES, Normalization
+from mnist_flax.data.images import as_images
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
 from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
@@ -51,23 +53,28 @@ class Classifier:
         return jax.device_put(self.variables)
 
     def predict(
-        self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0
+        self, images: ArrayLike, *, shifts: int = 0
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
-        """Labels and probabilities of images in 0..255, light ink on a dark ground.
+        """Labels and probabilities of images, light ink on a dark ground; of one image they have one row.
 
-        With `shifts` the probabilities are means over the image moved by up to that many pixels each way.
+        Args:
+            images: one or several, as `as_images` takes them. So do all methods.
+            shifts: the probabilities are means over the image moved by up to that many pixels each way.
+
+        Raises:
+            UserError: the images are of another size, or their grey levels could mean two things.
         """
         probabilities = np.exp(self.log_probabilities(images, shifts=shifts))
         return probabilities.argmax(-1), probabilities
 
-    def log_probabilities(self, images: UInt8[Any, "n 28 28"], *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
+    def log_probabilities(self, images: ArrayLike, *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
         """Natural logarithms of the probabilities that `predict` returns."""
         # Fewer images at a time with shifts, so that they take about the same memory.
         most = -(-BATCHES[-1] // (2 * shifts + 1) ** 2)
         compiled = functools.partial(compiled_log_probabilities(*self._kind), self._placed, self.temperature)
         return _in_batches(functools.partial(compiled, shifts=shifts), images, most)
 
-    def novelty(self, images: UInt8[Any, "n 28 28"]) -> Float[np.ndarray, " n"] | None:
+    def novelty(self, images: ArrayLike) -> Float[np.ndarray, " n"] | None:
         """The out-of-distribution score of each image: 99.5 % of held-out images have at most 1. Higher is less likely.
 
         It is for images in MNIST's geometry, as `reading.drawing.draw` makes them: blur alone raises it. None if the
@@ -75,26 +82,24 @@ class Classifier:
         """
         return None if self.reference is None else distances(self.reference, self.features(images))
 
-    def features(self, images: UInt8[Any, "n 28 28"]) -> Features:
+    def features(self, images: ArrayLike) -> Features:
         """What the out-of-distribution score is computed from: the later blocks' outputs, averaged over the image."""
         return self.outputs(images)[1]
 
-    def outputs(self, images: UInt8[Any, "n 28 28"]) -> tuple[Float[np.ndarray, "n classes"], Features]:
+    def outputs(self, images: ArrayLike) -> tuple[Float[np.ndarray, "n classes"], Features]:
         """What `log_probabilities` and `features` return, in one pass through the network."""
         compiled = functools.partial(_compiled_outputs(*self._kind), self._placed, self.temperature)
         log_probabilities, features = np.split(_in_batches(compiled, images), [len(self.class_names)], axis=-1)
         return log_probabilities, features
 
-    def judge(
-        self, images: UInt8[Any, "n 28 28"]
-    ) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, " n"] | None]:
+    def judge(self, images: ArrayLike) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, " n"] | None]:
         """The probabilities that `predict` returns and the scores of `novelty`, in one pass through the network."""
         log_probabilities, features = self.outputs(images)
         return np.exp(log_probabilities), None if self.reference is None else distances(self.reference, features)
 
-    def activations(self, images: UInt8[Any, "n 28 28"]) -> dict[str, Float[np.ndarray, "n h w c"]]:
+    def activations(self, images: ArrayLike) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """The output of each block of the network, by the block's name."""
-        return jax.device_get(_compiled_activations(*self._kind)(self._placed, np.asarray(images)))
+        return jax.device_get(_compiled_activations(*self._kind)(self._placed, as_images(images)))
 
 
 # Networks of one normalisation and number of classes, such as a run's seeds, share their compiled programs.
@@ -142,9 +147,9 @@ def _run(
     return logits, {name: node["__call__"][0] for name, node in intermediates.items() if isinstance(node, dict)}
 
 
-def _in_batches(function: Callable[..., Array], images: Any, most: int = BATCHES[-1]) -> np.ndarray:
+def _in_batches(function: Callable[..., Array], images: ArrayLike, most: int = BATCHES[-1]) -> np.ndarray:
     """`function` of all images, in batches of the smallest of `BATCHES` that holds them all, or of `most`."""
-    images = np.asarray(images)
+    images = as_images(images)
     size = next((size for size in BATCHES if len(images) <= size <= most), most)
     padded = np.pad(images, ((0, -len(images) % size if len(images) else size), (0, 0), (0, 0)))
     results = [np.asarray(function(padded[start : start + size])) for start in range(0, len(padded), size)]
@@ -180,7 +185,8 @@ def load(path: str | Path | None = None) -> Classifier:
 def load_pretrained() -> tuple[MNISTNet, dict[str, Any], Normalization]:
     """The shipped network as `(model, variables, normalization)`.
 
-    `model.apply(variables, normalization(images))` maps images `(n, 28, 28)` in 0..255 to logits `(n, 10)`.
+    `model.apply(variables, normalization(as_images(images)))` maps images to logits `(n, 10)`. The normalisation itself
+    takes every number for a grey level in 0..255.
     """
     network = load()
     return network.model, network.variables, network.normalization

@@ -60,6 +60,20 @@ def test_shifts_average_over_moved_images(file):
     np.testing.assert_allclose(network.predict(image, shifts=1)[1], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "method", ["predict", "log_probabilities", "novelty", "features", "outputs", "judge", "activations"]
+)
+def test_every_method_takes_images_as_they_come_and_answers_the_same(method):
+    """`as_images` has a test over all shapes, types and ranges."""
+    answer = getattr(mnist_flax.load(), method)
+    for several in (IMAGES[:8].astype(np.float32) / 255, IMAGES[:8, ..., None], IMAGES[:8].reshape(8, 784).tolist()):
+        jax.tree.map(np.testing.assert_array_equal, answer(several), answer(IMAGES[:8]))
+    jax.tree.map(np.testing.assert_array_equal, answer(IMAGES[0]), answer(IMAGES[:1]))
+    for refused in (IMAGES[:8, 4:24, 4:24], IMAGES[:8] / 100, IMAGES[:8] // 255):
+        with pytest.raises(UserError, match=r"images of shape \(8, .* and type .*, with values from 0 to"):
+            answer(refused)
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = "import mnist_flax, sys; print(sorted({'jax', 'flax'} & set(sys.modules)), mnist_flax.Classifier.__name__)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
