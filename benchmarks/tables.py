@@ -21,7 +21,7 @@ from mnist_flax.cli import command
 from mnist_flax.errors import UserError
 from mnist_flax.training.selection import margin_of_mean
 
-# Options that say where and for how long to run, not what is computed.
+# Options that say where, how and for how long to run, not what the recipe is.
 _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices", "distributed"}
 _NOT_SHOWN |= {"no_compilation_cache", "no_report", "overwrite", "target_accuracy", "patience"}
 _NOT_SHOWN |= {"checkpoint_every_seconds", "debug_nans", "kernels"}

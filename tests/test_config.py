@@ -84,7 +84,7 @@ def test_json_round_trip():
 
 def test_a_changed_configuration_is_spelled_out():
     stored = Config(seed=1).to_json()
-    refuse_changes(stored, Config(seed=1, data_dir=None, overwrite=True, num_devices=2))
+    refuse_changes(stored, Config(seed=1, data_dir=None, overwrite=True, num_devices=2, kernels="xla"))
     with pytest.raises(UserError, match=r"--max-lr was 0.01, is now 0.03; --seed was 1, is now 0"):
         refuse_changes(stored, Config(max_lr=0.03))
 

@@ -66,6 +66,12 @@ class Run:
         return hashlib.sha256(self.dataset.digest.encode() + b"".join(leaves)).hexdigest()
 
     @property
+    def computed_by(self) -> str:
+        """What its bits depend on beside its options and `digest`: devices, kernels, version of JAX."""
+        kind = self.mesh.devices.flat[0].device_kind
+        return f"{self.mesh.size} x {kind}, {self.kernels.name} kernels and JAX {jax.__version__}"
+
+    @property
     def epochs(self) -> int:
         """The most epochs it trains for."""
         assert self.config.epochs is not None

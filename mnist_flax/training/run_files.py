@@ -1,5 +1,6 @@
 """The checkpoints and records of a run, and the only object that writes them."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from functools import partial
@@ -37,6 +38,7 @@ class RunFiles:
         workdir = run.config.workdir
         self.is_main = jax.process_index() == 0
         self.workdir, self.digest, self.teacher = workdir, run.digest, run.config.teacher
+        self.computed_by = run.computed_by
         self.directories = directories_of(run.config)
         self.best = [Checkpoints(directory / "best") for directory in self.directories]
         self.last = Checkpoints(workdir / "last")
@@ -47,6 +49,8 @@ class RunFiles:
     def restore(self, progress: Progress) -> Progress | None:
         """The progress that the newest `last` checkpoint holds, placed like `progress`; None if there is none.
 
+        A warning says so if other devices, kernels or another JAX computed it: rounding differs between them.
+
         Raises:
             UserError: a network that the run selected has no sound checkpoint left, or the data set has changed.
         """
@@ -55,6 +59,13 @@ class RunFiles:
             arrays, metadata = restored
             if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
                 raise _on_other_data(self.workdir, self.teacher)
+            before = metadata.get("computed_by", self.computed_by)
+            if before != self.computed_by and self.is_main:
+                warnings.warn(
+                    f"this run was trained with {before} so far and goes on with {self.computed_by}: these round "
+                    "differently, so it will not end with the same bits as an uninterrupted run",
+                    stacklevel=2,
+                )
             so_far = metadata["histories"], metadata["epoch_seconds"]
             progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *so_far)
         for best, history in zip(self.best, progress.histories, strict=True):
@@ -101,7 +112,7 @@ class RunFiles:
     def _write_last(self, progress: Progress) -> None:
         state = {"state": resumable(progress.state), "totals": progress.totals}
         so_far = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
-        self.last.save(progress.step, state, {**so_far, "data": self.digest})
+        self.last.save(progress.step, state, {**so_far, "data": self.digest, "computed_by": self.computed_by})
 
     def restore_best(self, progress: Progress) -> tuple[Any, list[dict[str, Any]]]:
         """The variables of every replica's best epoch, with a leading axis of replicas, and their cards.

@@ -11,6 +11,7 @@ import pytest
 
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
+from mnist_flax.kernels import Choice
 from mnist_flax.training.checkpoint import Checkpoints
 from mnist_flax.training.mesh import make_mesh, to_host
 from mnist_flax.training.programs import create_states, zero_totals
@@ -20,10 +21,11 @@ from mnist_flax.training.run_files import RunFiles
 SEEDS = np.array([3, 4], np.uint32)
 
 
-def files(workdir):
+def files(workdir, kernels="xla", num_devices=1):
     run = object.__new__(Run)
     config = Config(workdir=workdir, seed=3, num_seeds=2)
     vars(run).update(config=config, dataset=SimpleNamespace(digest="of the images"), teachers=None)
+    vars(run).update(kernels=Choice(kernels), mesh=make_mesh(64, num_devices, len(SEEDS)))
     return RunFiles(run)
 
 
@@ -77,6 +79,20 @@ def test_it_holds_what_the_epoch_left_whatever_training_does_meanwhile(tmp_path,
             np.testing.assert_array_equal(leaves[0], leaves[2])
         written.save_last(found)
         assert len(saved) == 4  # it is there
+
+
+@pytest.mark.parametrize("other", [{"kernels": "native"}, {"num_devices": 2}, {"version": "0.0.1"}])
+def test_a_run_that_goes_on_with_other_devices_kernels_or_jax_is_told_that_its_bits_differ(
+    tmp_path, monkeypatch, other
+):
+    with files(tmp_path) as written:
+        written.save_last(started())
+    with files(tmp_path) as written:  # any warning would be an error here
+        assert written.restore(started()) is not None
+    if "version" in other:
+        monkeypatch.setattr(jax, "__version__", other.pop("version"))
+    with files(tmp_path, **other) as written, pytest.warns(match="1 x cpu, xla kernels and JAX .* so far and goes on"):
+        assert written.restore(started()) is not None
 
 
 def test_what_goes_wrong_is_raised_by_whatever_comes_next(tmp_path, monkeypatch):
