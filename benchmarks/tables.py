@@ -19,7 +19,7 @@ from typing import Any
 
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
-from mnist_flax.training.selection import margin_of_mean
+from mnist_flax.training.selection import interval_of_mean, margin_of_mean
 
 # Options that say where, how and for how long to run, not what the recipe is.
 _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices", "distributed"}
@@ -71,9 +71,12 @@ def with_spread(values: Sequence[float], decimals: int) -> str:
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Mean difference over the seeds that both have, in points, with its 95 % interval (paired, Student's t)."""
+    """Mean difference over the seeds that both have, in points, with its 95 % interval (paired, Student's t).
+
+    None of fewer than three seeds: see `interval_of_mean`.
+    """
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if len(pairs) < 2:
+    if len(pairs) < 3:
         return "–"
     return f"{statistics.mean(pairs):+.3f} ± {margin_of_mean(statistics.stdev(pairs), len(pairs)):.3f}"
 
@@ -109,7 +112,8 @@ def results(runs: list[Path]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(["---"] * len(columns)) + " |"]
     for config, summary in map(read, runs):
         each = [100 * result["test_accuracy"] for result in summary.get("seeds", [summary])]
-        interval = " to ".join(f"{100 * bound:.2f}" for bound in summary.get("test_accuracy_ci95", [])) or "–"
+        bounds = interval_of_mean([accuracy / 100 for accuracy in each])
+        interval = " to ".join(f"{100 * bound:.2f}" for bound in bounds) if bounds else "–"
         ensemble = f"{100 * summary['ensemble']['test_accuracy']:.2f}" if "ensemble" in summary else "–"
         split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
         name = f"`{summary['preset']}`" + (f", taught by `{config['teacher']}`" if config.get("teacher") else "")

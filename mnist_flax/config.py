@@ -194,7 +194,7 @@ def require_dataset(name: str) -> None:
         raise UserError(f"{name} is neither a folder nor one of the data sets {', '.join(NAMES)}")
 
 
-# Options that say where and how a run is carried out: it may be resumed with others. Two runs that differ in these alone
+# Options that say where and how a run is carried out: it may be resumed with others. Two runs that differ only in these
 # compute the same, but for rounding: with other `kernels` or `num_devices` sums have another order, and other bits.
 CARRYING_OUT = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "no_report", "overwrite"}
 CARRYING_OUT |= {"checkpoint_every_seconds", "debug_nans", "kernels"}

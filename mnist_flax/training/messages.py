@@ -70,12 +70,12 @@ def closing(run: Run, summary: dict[str, Any]) -> list[str]:
             f"{result['test_accuracy']:>9.2%}{result['test_loss']:>11.4f}"
             for result in summary["seeds"]
         ]
-        low, high = summary["test_accuracy_ci95"]
+        bounds = summary["test_accuracy_ci95"]
         lines += [
             "",
             f"Test accuracy  {summary['test_accuracy']:.2%}, mean of {summary['num_seeds']} seeds (standard deviation "
             f"{100 * summary['test_accuracy_std']:.2f} points)",
-            f"               95 % interval of the mean {low:.2%} to {high:.2%}",
+            *([f"               95 % interval of the mean {bounds[0]:.2%} to {bounds[1]:.2%}"] if bounds else []),
             f"Ensemble       {summary['ensemble']['test_accuracy']:.2%}, by the mean of the seeds' probabilities",
         ]
     else:

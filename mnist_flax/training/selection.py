@@ -76,19 +76,30 @@ def margin_of_mean(std: float, n: int) -> float:
     return float(special.stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
 
 
+def interval_of_mean(accuracies: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of accuracies in 0..1, cut at 0 and 1; None if it says nothing.
+
+    That is so of two accuracies, whose interval is 13 times as wide as they are apart, and of one from 0 to 1.
+    """
+    if len(accuracies) < 3:
+        return None
+    mean, margin = float(np.mean(accuracies)), margin_of_mean(float(np.std(accuracies, ddof=1)), len(accuracies))
+    low, high = max(mean - margin, 0.0), min(mean + margin, 1.0)
+    return None if (low, high) == (0, 1) else (low, high)
+
+
 def statistics_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds; standard deviation and 95 % interval of the mean of the test accuracy."""
+    """Means over the seeds; standard deviation of the test accuracy, and `interval_of_mean`."""
     n = len(results)
     mean: dict[str, Any] = {
         name: math.fsum(result[name] for result in results) / n
         for name in ("val_accuracy", "test_accuracy", "test_loss")
     }
-    std = float(np.std([result["test_accuracy"] for result in results], ddof=1))
-    margin = margin_of_mean(std, n)
+    accuracies = [result["test_accuracy"] for result in results]
     return {
         "num_seeds": n,
         "epochs_run": max(result["epochs_run"] for result in results),
         **mean,
-        "test_accuracy_std": std,
-        "test_accuracy_ci95": [mean["test_accuracy"] - margin, mean["test_accuracy"] + margin],
+        "test_accuracy_std": float(np.std(accuracies, ddof=1)),
+        "test_accuracy_ci95": interval_of_mean(accuracies),
     }

@@ -11,6 +11,7 @@ from mnist_flax.inference import metrics
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS, count_parameters
 from mnist_flax.training.run_directory import Recorded
+from mnist_flax.training.selection import interval_of_mean
 from mnist_flax.views import charts, html, plots
 from mnist_flax.views.html import Html, element, escape, join
 from mnist_flax.views.runs import Run, day, duration, interval, percent
@@ -38,11 +39,12 @@ def scores(run: Run, figures: dict[str, Any]) -> Html:
     if len(run.results) == 1 or not summary:
         title = "Test accuracy" if summary else "Test accuracy so far"
         return _score_of_one(title, summary.get("test_accuracy", figures["accuracy"]), count)
+    bounds = interval_of_mean([result["test_accuracy"] for result in run.results])
     mean = _score(
         f"Test accuracy, mean of {len(run.results)} seeds",
         summary["test_accuracy"],
         f"standard deviation {100 * summary['test_accuracy_std']:.2f} points",
-        f"95 % interval of the mean {interval(*summary['test_accuracy_ci95'])}",
+        *([f"95 % interval of the mean {interval(*bounds)}"] if bounds else []),
     )
     return join((mean, _score_of_one("Their ensemble", summary["ensemble"]["test_accuracy"], count)))
 

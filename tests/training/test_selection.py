@@ -1,9 +1,11 @@
 import itertools
 
 import numpy as np
+import pytest
+from scipy import stats
 
 from mnist_flax.config import Config
-from mnist_flax.training.selection import best_epoch, best_kept_epoch, stop_reason
+from mnist_flax.training.selection import best_epoch, best_kept_epoch, interval_of_mean, stop_reason
 
 
 def history(*accuracies, num_images=10_000, split="validation"):
@@ -61,3 +63,16 @@ def test_an_epoch_whose_checkpoint_is_lost_is_not_the_best_that_is_kept():
     assert best_epoch(rows) == 2
     assert best_kept_epoch(rows) == 4
     assert best_kept_epoch(rows[:3]) == 1
+
+
+def test_the_interval_of_a_mean_is_students_cut_at_0_and_1_and_left_out_where_it_says_nothing():
+    rng = np.random.RandomState(0)
+    for n, bounds in itertools.product((2, 3, 4, 20), ((0, 1), (0, 0.1), (0.4, 0.6), (0.9, 1))):
+        accuracies = rng.uniform(*bounds, n).tolist()
+        found = interval_of_mean(accuracies)
+        expected = np.clip(stats.t.interval(0.95, n - 1, np.mean(accuracies), stats.sem(accuracies)), 0, 1)
+        if n == 2 or expected.tolist() == [0, 1]:
+            assert found is None
+        else:
+            assert found == pytest.approx(expected)
+    assert interval_of_mean([1.0] * 3) == (1, 1)

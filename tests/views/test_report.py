@@ -4,17 +4,21 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import tables
 from mnist_flax import data, report, train
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, metrics
 from mnist_flax.presets import PRESETS
 from mnist_flax.train import parse
-from mnist_flax.views import charts, plots, runs
+from mnist_flax.training import messages, selection
+from mnist_flax.training.run import Run
+from mnist_flax.views import charts, plots, runs, sections
 from mnist_flax.views.report import write_report
 
 PICTURES = {
@@ -63,12 +67,10 @@ def test_train_leaves_a_report_that_needs_no_other_file(run, page):
 
 def test_results_at_a_glance(run, page):
     summary, shown = json.loads((run / "summary.json").read_text()), text(page)
-    low, high = summary["test_accuracy_ci95"]
     for figures in (
         f"Test accuracy, mean of 2 seeds {100 * summary['test_accuracy']:.2f} % standard deviation "
-        f"{100 * summary['test_accuracy_std']:.2f} points 95 % interval of the mean "
-        f"{100 * low:.2f} % to {100 * high:.2f} %",
-        f"Their ensemble {100 * summary['ensemble']['test_accuracy']:.2f} %",
+        f"{100 * summary['test_accuracy_std']:.2f} points Their ensemble "
+        f"{100 * summary['ensemble']['test_accuracy']:.2f} %",
         "12,534 parameters, preset default",
         "digits: 1,319 training, 119 held-out and 359 test images",
         "by the accuracy on 119 held-out images",
@@ -85,6 +87,28 @@ def test_results_at_a_glance(run, page):
     assert "test loss as trained" in shown
     network = classifier.load(run)
     assert f"on the test set; its logits are divided by a temperature, {network.temperature:.3f}." in shown
+
+
+@pytest.mark.parametrize(("accuracies", "bounds"), [([0.2, 0.9], None), ([0.96, 0.97, 0.995], (0.93021, 1))])
+def test_the_interval_of_a_mean_is_within_0_and_1_and_left_out_of_two_seeds(run, accuracies, bounds, tmp_path):
+    """Wherever it is shown, also of runs of versions that recorded -117 % to 187 %."""
+    finished = runs.read_run(run)
+    results = [{**finished.results[0], "seed": i, "test_accuracy": x} for i, x in enumerate(accuracies)]
+    summary = {**finished.summary, **selection.statistics_of(results), "seeds": results}
+    assert summary["test_accuracy_ci95"] == (bounds and pytest.approx(bounds, abs=1e-5))
+    trained = object.__new__(Run)
+    vars(trained).update(config=Config(), dataset=SimpleNamespace(note=None))
+    said = messages.closing(trained, summary)
+    expected = ["95 % interval of the mean 93.02% to 100.00%"] if bounds else []
+    assert [line.strip() for line in said if "interval" in line] == expected
+    summary["test_accuracy_ci95"] = [-1.17, 1.87]
+    shown = text(sections.scores(finished._replace(results=results, summary=summary), {"num_examples": 359}))
+    assert ("of the mean 93.02 % to 100.00 % Their" in shown) == (bounds is not None)
+    assert ("interval of the mean" in shown) == (bounds is not None)
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps({"config": {"val_size": 119}, "summary": summary}))
+    row = tables.results([kept]).splitlines()[-1].split(" | ")
+    assert row[4] == ("93.02 to 100.00" if bounds else "–")
 
 
 def test_every_seed_has_its_curves(run, page):
