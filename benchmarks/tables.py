@@ -17,14 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from mnist_flax.cli import command
+from mnist_flax.config import CARRYING_OUT
 from mnist_flax.errors import UserError
+from mnist_flax.presets import PRESETS, completed
 from mnist_flax.training.selection import interval_of_mean, margin_of_mean
 
 # Options that say where, how and for how long to run, not what the recipe is.
 _NOT_SHOWN = {"preset", "workdir", "data_dir", "seed", "num_seeds", "num_devices", "distributed"}
 _NOT_SHOWN |= {"no_compilation_cache", "no_report", "overwrite", "target_accuracy", "patience"}
 _NOT_SHOWN |= {"checkpoint_every_seconds", "debug_nans", "kernels"}
+
+MNIST_HELD_OUT = 5_000  # of its 60,000 training images, by default
 
 KEPT = Path(__file__).parent / "results"
 
@@ -71,7 +77,7 @@ def with_spread(values: Sequence[float], decimals: int) -> str:
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Mean difference over the seeds that both have, in points, with its 95 % interval (paired, Student's t).
+    """Mean difference over the seeds that both have, in points, with its 95 % interval (Student's t).
 
     None of fewer than three seeds: see `interval_of_mean`.
     """
@@ -79,6 +85,18 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     if len(pairs) < 3:
         return "–"
     return f"{statistics.mean(pairs):+.3f} ± {margin_of_mean(statistics.stdev(pairs), len(pairs)):.3f}"
+
+
+def unpaired(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """Difference of the means in points, with its 95 % interval (Welch's); of runs on different devices.
+
+    Those have other random numbers and other rounding, so equal seeds do not make a pair.
+    """
+    if min(len(ours), len(theirs)) < 3:
+        return "–"
+    found: Any = stats.ttest_ind([*ours.values()], [*theirs.values()], equal_var=False)
+    low, high = found.confidence_interval()
+    return f"{(low + high) / 2:+.3f} ± {(high - low) / 2:.3f}"
 
 
 def recipes(runs: list[Path]) -> str:
@@ -95,7 +113,11 @@ def recipes(runs: list[Path]) -> str:
         differing = [name for name in shown if (config.get(name) != first.get(name) if i else name in first)]
         recipe = " ".join(_option(name, config) for name in differing) or "the same"
         ours = accuracies(summary)
-        change = difference(ours, accuracies(first_summary)) if i else "–"
+        theirs = accuracies(first_summary)
+        if i and summary.get("devices") != first_summary.get("devices"):
+            change = f"{unpaired(ours, theirs)}, not paired: on {summary['devices']}"
+        else:
+            change = difference(ours, theirs) if i else "–"
         lines.append(f"| {recipe} | {len(ours)} | {with_spread(list(ours.values()), 3)} | {change} |")
     return "\n".join(lines)
 
@@ -116,11 +138,20 @@ def results(runs: list[Path]) -> str:
         interval = " to ".join(f"{100 * bound:.2f}" for bound in bounds) if bounds else "–"
         ensemble = f"{100 * summary['ensemble']['test_accuracy']:.2f}" if "ensemble" in summary else "–"
         split = "the test set" if summary["selection_split"] == "test" else f"{config['val_size']:,} held-out images"
-        name = f"`{summary['preset']}`" + (f", taught by `{config['teacher']}`" if config.get("teacher") else "")
-        cells = [name, str(summary["epochs_run"]), str(len(each)), with_spread(each, 2), interval]
+        cells = [_preset(config), str(summary["epochs_run"]), str(len(each)), with_spread(each, 2), interval]
         cells += [ensemble, ", ".join(f"{accuracy:.2f}" for accuracy in each), split, summary.get("devices", "–")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _preset(config: dict[str, Any]) -> str:
+    """A run's preset, and every option that makes it another recipe or protocol than `--preset` alone."""
+    preset = PRESETS[config["preset"]]
+    val_size = MNIST_HELD_OUT if preset.val_size is None else preset.val_size
+    plain = completed(preset, config["dataset"], 12 * MNIST_HELD_OUT, val_size).to_json()
+    hidden = CARRYING_OUT | {"preset", "num_seeds"}
+    differing = [name for name in config if name not in hidden and config[name] != plain.get(name)]
+    return " ".join([f"`{preset.preset}`", *(_option(name, config) for name in differing)])
 
 
 def update(pages: list[Path]) -> str:

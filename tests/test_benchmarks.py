@@ -9,15 +9,20 @@ import jax
 import numpy as np
 import pytest
 from conftest import fresh_variables, normal
+from scipy import stats
 
-from benchmarks import ship, tables
+import mnist_flax
+from benchmarks import precision, ship, tables
 from benchmarks.__main__ import Row, main, measure, summarise, table
 from benchmarks.plain_flax import PlainNet
 from benchmarks.suite import SUITE, Benchmark
+from mnist_flax import data
 from mnist_flax.errors import UserError
+from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import MNISTNet
 
 ROOT = Path(__file__).parents[1]
+KEPT = ("default", "best", "taught", "speedrun", "reference")  # the results that README shows
 
 
 def test_ratio_is_the_median_of_each_rounds_own():
@@ -69,6 +74,17 @@ def test_mistakes_are_answered_in_one_sentence(monkeypatch, capsys, arguments, m
     assert output == ""
     assert errors.startswith(message)
     assert errors.count("\n") == 1
+
+
+def test_rounding_operands_changes_what_a_network_says_by_little_and_not_rounding_them_by_nothing():
+    network, images = mnist_flax.load(), data.load("digits", None, 0).test.images[:50]
+    exact = precision.outputs(network, images, precision.FLOAT32)
+    for ours, expected in zip(exact, network.judge(images), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+    for ours, expected in zip(precision.outputs(network, images, 7), exact, strict=True):
+        assert 1e-4 < np.abs(ours - expected).max() < 0.1
+    with pytest.raises(UserError, match="has no reference"):
+        precision.outputs(Classifier(network.variables, network.card), images, 7)
 
 
 def test_plain_flax_is_the_same_network():
@@ -149,6 +165,31 @@ def test_recipes_of_two_versions_name_the_options_that_only_one_has(tmp_path):
         "| `--weight-decay 0.0` `--slant 0.15`",
     ]
     assert "weight-decay" not in reversed_rows[0]
+
+
+def test_a_run_on_another_device_is_marked_and_compared_without_pairs(tmp_path):
+    kept = json.loads((tables.KEPT / "adam.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(kept | {"summary": kept["summary"] | {"devices": "1 x cpu (2 cores)"}}))
+    row = tables.recipes([tables.KEPT / "adam.json", other]).splitlines()[-1]
+    seeds = [result["val_accuracy"] for result in kept["summary"]["seeds"]]
+    margin = stats.t.ppf(0.975, 2 * len(seeds) - 2) * 100 * np.std(seeds, ddof=1) * (2 / len(seeds)) ** 0.5
+    assert row.endswith(f"| +0.000 ± {margin:.3f}, not paired: on 1 x cpu (2 cores) |")
+    same = tables.recipes([tables.KEPT / "adam.json"] * 2).splitlines()[-1]
+    assert same.endswith("| +0.000 ± 0.000 |")
+
+
+def test_a_result_names_every_option_that_makes_it_another_than_its_presets():
+    names = [
+        row.split(" | ")[0] for row in tables.results([tables.KEPT / f"{name}.json" for name in KEPT]).splitlines()
+    ]
+    assert names[2:] == [
+        "| `default` `--val-size 10000` `--patience 0` `--target-accuracy 1.0`",
+        "| `best`",
+        "| `best` `--teacher runs/best` `--augmentation-fade 0.6`",
+        "| `speedrun`",
+        "| `reference`",
+    ]
 
 
 def test_the_card_of_a_network_names_the_options_that_are_gone():

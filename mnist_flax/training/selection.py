@@ -21,8 +21,7 @@ def best_epoch(history: list[Row]) -> int:
     """The last epoch whose validation accuracy is within one standard error of the highest, counted from 1.
 
     The highest of many is the luckiest, and as the learning rate falls a later epoch is better than an earlier one of
-    the same accuracy. 40 networks of 20 epochs, selected by 5,000 held-out images and measured on 5,000 others, lose
-    0.001 points against their last epochs; those of the first highest accuracy lose 0.03.
+    the same accuracy.
 
     Of few held-out images it is the last epoch, and of the test set itself the first of the highest: so the original
     selects. Breiman et al., 1984, Classification and Regression Trees, section 3.4.3.
