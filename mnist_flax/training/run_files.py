@@ -49,8 +49,6 @@ class RunFiles:
     def restore(self, progress: Progress) -> Progress | None:
         """The progress that the newest `last` checkpoint holds, placed like `progress`; None if there is none.
 
-        A warning says so if other devices, kernels or another JAX computed it: rounding differs between them.
-
         Raises:
             UserError: a network that the run selected has no sound checkpoint left, or the data set has changed.
         """
@@ -59,13 +57,8 @@ class RunFiles:
             arrays, metadata = restored
             if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
                 raise _on_other_data(self.workdir, self.teacher)
-            before = metadata.get("computed_by", self.computed_by)
-            if before != self.computed_by and self.is_main:
-                warnings.warn(
-                    f"this run was trained with {before} so far and goes on with {self.computed_by}: these round "
-                    "differently, so it will not end with the same bits as an uninterrupted run",
-                    stacklevel=2,
-                )
+            if self.is_main:
+                _warn_of_other_bits(metadata.get("computed_by", self.computed_by), self.computed_by)
             so_far = metadata["histories"], metadata["epoch_seconds"]
             progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *so_far)
         for best, history in zip(self.best, progress.histories, strict=True):
@@ -150,6 +143,15 @@ class RunFiles:
         futures.wait([self._writing])
         for resource in (self.last, *self.best, *self.boards):
             resource.close()
+
+
+def _warn_of_other_bits(before: str, now: str) -> None:
+    if before != now:
+        warnings.warn(
+            f"this run was trained with {before} so far and goes on with {now}: these round differently, so it will "
+            "not end with the same bits as an uninterrupted run",
+            stacklevel=3,
+        )
 
 
 def _on_other_data(workdir: Path, teacher: str | None) -> UserError:
