@@ -106,7 +106,7 @@ def test_the_interval_of_a_mean_is_within_0_and_1_and_left_out_of_two_seeds(run,
     assert ("of the mean 93.02 % to 100.00 % Their" in shown) == (bounds is not None)
     assert ("interval of the mean" in shown) == (bounds is not None)
     kept = tmp_path / "kept.json"
-    kept.write_text(json.dumps({"config": {"val_size": 119}, "summary": summary}))
+    kept.write_text(json.dumps({"config": Config(val_size=119).to_json(), "summary": summary}))
     row = tables.results([kept]).splitlines()[-1].split(" | ")
     assert row[4] == ("93.02 to 100.00" if bounds else "–")
 
