@@ -3,6 +3,8 @@
 `python -m benchmarks.faults --kills 100` trains on `digits`, SIGKILLs it, starts it again, ten times a run and then to
 the end, and compares each finished run with one never stopped, bit for bit: parameters of every checkpoint, metrics,
 TensorBoard scalars. It prints where the kills hit and how many steps each had to be done again.
+
+`--foreign-files 100` puts files of others into directories instead: `benchmarks.foreign_files`.
 """
 
 import argparse
@@ -126,7 +128,8 @@ def records(workdir: Path) -> dict[str, Any]:
     from mnist_flax.config import Config
     from mnist_flax.inference.weights import load_run
     from mnist_flax.step import Totals
-    from mnist_flax.training.checkpoint import find, read, resumable
+    from mnist_flax.training.checkpoint import resumable
+    from mnist_flax.training.checkpoint_reading import find, read
     from mnist_flax.training.mesh import RUN_ONCE
     from mnist_flax.training.programs import create_state
     from mnist_flax.training.records import read_history
@@ -154,7 +157,10 @@ def latest_step(workdir: Path) -> int:
     """The step a killed run will go on from."""
     from mnist_flax.training.sums import SUMS
 
-    return max((int(path.parent.name) for path in workdir.glob(f"last/*/{SUMS}")), default=0)
+    return max(
+        (int(path.parent.name) for path in workdir.glob(f"last/*[0-9]/{SUMS}") if path.parent.name.isdecimal()),
+        default=0,
+    )
 
 
 def kill_and_resume(num_kills: int, directory: Path, seed: int = 0) -> list[dict[str, Any]]:
@@ -187,6 +193,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line's options; with --die or only --workdir this is one of the processes to be killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--foreign-files", type=int, metavar="DIRECTORIES", help="try these instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--die", nargs=3, help=argparse.SUPPRESS)
@@ -204,6 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             wanted, seed, record = options.die
             threading.Thread(target=die_in, args=(wanted, int(seed), Path(record)), daemon=True).start()
         command.train(command.parse([*OPTIONS, "--workdir", str(options.workdir)]))
+        return
+    if options.foreign_files:
+        from benchmarks import foreign_files
+
+        with tempfile.TemporaryDirectory() as directory:
+            foreign_files.main(options.foreign_files, Path(directory), options.seed)
         return
     with tempfile.TemporaryDirectory() as directory:
         kills = kill_and_resume(options.kills, Path(directory), options.seed)

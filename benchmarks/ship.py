@@ -20,7 +20,7 @@ from mnist_flax.inference.calibration import calibrate
 from mnist_flax.inference.evaluation import evaluate
 from mnist_flax.inference.formats import export
 from mnist_flax.reading.reader import redraw
-from mnist_flax.training.run_directory import recorded
+from mnist_flax.training.contents import recorded
 from mnist_flax.views import runs
 
 CARD = classifier.PRETRAINED.with_suffix(".md")

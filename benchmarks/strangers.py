@@ -23,7 +23,7 @@ from mnist_flax.data.geometry import fit_to_mnist
 from mnist_flax.inference import classifier
 from mnist_flax.reading.image import of_grey
 from mnist_flax.reading.reader import Page, read
-from mnist_flax.training.run_directory import seed_directories
+from mnist_flax.training.contents import seed_directories
 
 Grey = Float[np.ndarray, "h w"]  # 0 black .. 1 white
 

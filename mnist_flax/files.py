@@ -1,11 +1,37 @@
-"""Files written whole or not at all, and JSON files read with an error message that helps."""
+"""Files written whole or not at all, and not over somebody else's; JSON files read with an error that helps."""
 
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any
 
 from mnist_flax.errors import UserError
+
+SIGN = "written_by_mnist_flax"  # in every file that we write for people and programs, where its format has room for it
+_NETWORK = b'{"__metadata__":{"card":"{'  # how our own weights files begin, after 8 bytes that say how long that is
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this program wrote a file, by what is in it; or it is empty, so that nothing can be lost."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return True
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content[8 : 8 + len(_NETWORK)] == _NETWORK or content.find(SIGN.encode()) >= 0
+
+
+def require_ours(*paths: Path) -> None:
+    """Refuse to write where a file is that this program did not write.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    for path in paths:
+        if path.is_file() and not is_ours(path):
+            raise UserError(
+                f"{path} is there already, and mnist_flax did not write it: move it away, or choose another"
+            )
 
 
 def cache_directory() -> Path | None:
@@ -19,9 +45,14 @@ def cache_directory() -> Path | None:
     return directory if os.access(directory, os.W_OK) else None
 
 
+def unused(path: Path) -> Path:
+    """A hidden name beside a path, of the same suffix, that nobody has."""
+    return path.with_name(f".{os.urandom(6).hex()}-{path.name}")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary = unused(path)
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

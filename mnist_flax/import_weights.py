@@ -40,8 +40,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     options = parse(arguments)
+    from mnist_flax.files import require_ours
     from mnist_flax.inference import interop, state_dicts, weights
 
+    require_ours(options.output)
     state_dict = state_dicts.read(options.state_dict)
     try:
         variables = interop.from_pytorch(state_dict)

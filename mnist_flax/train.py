@@ -79,6 +79,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     interruption = interruption or coordination.Interruption()
     require_dataset(config.dataset)
     run_directory.require_writable(config.workdir)
+    run_directory.require_free(config)
     import jax
 
     from mnist_flax.training import agreement, loop, mesh, records, run
@@ -128,14 +129,14 @@ def _initial(config: Config, dataset: "Dataset") -> "Callable[[], dict[str, Any]
 
     For a new run they are loaded at once, so that a mistake is answered before anything is written or deleted.
     """
-    from mnist_flax.training import run_directory
+    from mnist_flax.training import contents
 
     if config.initial_weights is None:
         return None
     from mnist_flax.inference.transfer import initial_variables
 
     load = functools.cache(functools.partial(initial_variables, config.initial_weights, dataset.class_names))
-    if config.overwrite or not run_directory.has_checkpoints(config.workdir):
+    if config.overwrite or not contents.has_checkpoints(config.workdir):
         load()
     return load
 

@@ -83,7 +83,6 @@ def run(tmp_path_factory):
     variables, card, _ = weights.load(PRETRAINED)
     checkpoints = checkpoint.Checkpoints(directory / "best")
     checkpoints.save(1, variables, card)
-    checkpoints.close()
     return directory
 
 

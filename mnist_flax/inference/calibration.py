@@ -10,9 +10,10 @@ from jaxtyping import UInt8
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, Examples
 from mnist_flax.data.examples import stratified_choice
+from mnist_flax.files import require_ours
 from mnist_flax.inference import classifier, metrics, novelty, weights
 from mnist_flax.inference.classifier import Classifier
-from mnist_flax.training.run_directory import NETWORK, directories_of
+from mnist_flax.training.contents import NETWORK, directories_of
 from mnist_flax.training.selection import FEWEST
 
 # The reference is fitted on so many training images. On MNIST the scores are within 1.6 % (root mean square) of those
@@ -85,5 +86,6 @@ def calibrate_run(config: Config, dataset: Dataset, redraw: Redraw) -> None:
     for directory in directories_of(config):
         network = classifier.load(directory / "best")
         if "temperature" not in network.card:
+            require_ours(directory / NETWORK)
             fitted = _calibrated(network, dataset, drawn_once())
             weights.save(directory / NETWORK, fitted.variables, fitted.card, fitted.reference)

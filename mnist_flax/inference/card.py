@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from mnist_flax.config import Config, validate
+from mnist_flax.config import validate
 from mnist_flax.data import NUM_CLASSES, Normalization
 from mnist_flax.errors import UserError
+from mnist_flax.training.contents import recorded
 
 _NUMBERS = ("val_accuracy", "val_loss", "temperature", "step", "epoch", "seed")  # not all cards have all of them
 
@@ -36,7 +37,7 @@ def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[s
         wrong = [name for name, right in rules.items() if not right]
         if wrong:
             raise ValueError(f"its {wrong[0]} cannot be that")
-        validate(Config.from_json(card["config"]))
+        validate(recorded(card["config"]).config)
     except KeyError as error:
         raise UserError(f"{where} has a card that says nothing of {error}") from error
     except (ValueError, TypeError, UserError) as error:

@@ -1,7 +1,7 @@
 """A trained network as a file for other programs: each format is written, read back and checked against Flax."""
 
 import io
-import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from mnist_flax import data
 from mnist_flax.errors import UserError, require
+from mnist_flax.files import SIGN, require_ours, unused
 from mnist_flax.inference import interop, state_dicts, weights
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
@@ -31,6 +32,7 @@ def _compiled(network: Classifier, kind: str) -> Any:
         logits: Any = network.model.apply(network.variables, network.normalization(images))
         return jax.nn.softmax(logits / network.temperature) if kind == PROBABILITIES else logits
 
+    outputs.__name__ = SIGN  # which StableHLO keeps
     return jax.jit(outputs)
 
 
@@ -50,10 +52,12 @@ def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS
         kind: what the file returns, `LOGITS` or `PROBABILITIES`. Files that hold weights return nothing.
 
     Raises:
-        UserError: it cannot be written, or the written file does not agree; then `path` is left as it was.
+        UserError: it cannot be written, the written file does not agree, or `path` is a file that is not ours; then
+            that is left as it was.
     """
+    require_ours(path)
     images = data.load("digits", None, 0).test.images
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # the same suffix, which some writers go by
+    temporary = unused(path)
     try:
         run = FORMATS[file_format](network, temporary, kind)
         expected = network.predict(images)[1] if kind == PROBABILITIES else outputs_of(network, kind)(images)
@@ -88,11 +92,14 @@ def _write_pytorch(network: Classifier, path: Path, kind: str) -> Run:
     if path.suffix.lower() == ".safetensors":
         from safetensors.numpy import save
 
-        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in state_dict.items()}))
+        contiguous = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
+        path.write_bytes(save(contiguous, metadata={SIGN: "for PyTorch"}))
     else:
         torch = require("torch", "to write what torch.load reads (a name that ends in .safetensors needs no PyTorch)")
         file = io.BytesIO()  # given a path, it has errors of its own
-        torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, file)
+        tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state_dict.items())
+        vars(tensors)["_metadata"] = {SIGN: {}}  # by modules' names: no module has this one
+        torch.save(tensors, file)
         path.write_bytes(file.getvalue())
     return outputs_of(Classifier(interop.from_pytorch(state_dicts.read(path)), network.card), kind)
 
@@ -158,7 +165,7 @@ def _write_onnx(network: Classifier, path: Path, kind: str) -> Run:
         [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
     # An IR version that runtimes of the opset's time read, not the newest the package knows.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name=SIGN)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

@@ -10,7 +10,7 @@ from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier
 from mnist_flax.model import NUM_CLASSES
-from mnist_flax.training.run_directory import seed_directories
+from mnist_flax.training.contents import seed_directories
 
 SHIPPED = "pretrained"
 

@@ -14,7 +14,7 @@ from mnist_flax.files import write_bytes
 from mnist_flax.inference import novelty, torch_files
 from mnist_flax.inference.card import check
 from mnist_flax.model import NUM_CLASSES, variable_shapes
-from mnist_flax.training.run_directory import NETWORK, seed_directories
+from mnist_flax.training.contents import NETWORK, seed_directories
 
 _CARD = "card"  # the header's one entry, as JSON
 _REFERENCE = "reference"
@@ -100,7 +100,11 @@ def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.R
 
 def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Variables and card of a checkpoint, or of the newest in a directory of checkpoints."""
-    from mnist_flax.training.checkpoint import find, read, read_metadata  # with Orbax, which takes a second to import
+    from mnist_flax.training.checkpoint_reading import (  # with Orbax, which takes a second to import
+        find,
+        read,
+        read_metadata,
+    )
 
     checkpoint = find(directory)
     metadata = read_metadata(checkpoint)
@@ -112,7 +116,7 @@ def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Variables and card of a checkpoint in `last`: the card of the run's best network, with its own figures."""
-    from mnist_flax.training.checkpoint import read_arrays
+    from mnist_flax.training.checkpoint_reading import read_arrays
 
     try:
         _, best, _ = load_run(checkpoint.absolute().parents[1])
@@ -142,7 +146,11 @@ def _calibrated(
     try:
         fitted, fitted_card, reference = load(path)
     except UserError as error:
-        warnings.warn(f"{error}; the network is used without its temperature and reference", stacklevel=2)
+        warnings.warn(
+            f"{error}; the network is used without its temperature and reference; to have them anew, delete that file "
+            "and run the command again that trained it",
+            stacklevel=2,
+        )
         return variables, card, None
     if not jax.tree.all(jax.tree.map(np.array_equal, fitted, variables)):
         return variables, card, None

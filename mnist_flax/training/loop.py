@@ -43,8 +43,11 @@ def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
         if restored := files.restore(progress):
             progress = restored
             console.say(messages.resuming(run, progress))
-        elif run.initial is not None:
-            progress = from_trained(run, progress, run.initial())
+        else:
+            if files.started_before:
+                console.say(messages.starting_again(run))
+            if run.initial is not None:
+                progress = from_trained(run, progress, run.initial())
         files.open_records(progress.histories)
         if files.is_main:
             files.boards[0].add_grid("augmented", augmented_samples(run), columns=8)

@@ -45,6 +45,11 @@ def resuming(run: Run, progress: Progress) -> str:
     return f"Resuming after epoch {epoch}" + (f" and {step} steps" if step else "")
 
 
+def starting_again(run: Run) -> str:
+    """That a run which was begun begins anew."""
+    return f"Starting again at epoch 1: {run.config.workdir / 'last'} holds nothing to go on from"
+
+
 def epoch_line(rows: list[Row]) -> str:
     """One epoch of all replicas that trained in it."""
 

@@ -18,16 +18,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mnist_flax.errors import UserError
-from mnist_flax.files import read_json, write_text
+from mnist_flax.files import SIGN, read_json, write_text
 from mnist_flax.model import count_parameters, variable_shapes
 from mnist_flax.step import Totals
+from mnist_flax.training.contents import EVENTS_SUFFIX, HISTORY, SUMMARY, events_in
 from mnist_flax.training.mesh import describe
 from mnist_flax.training.programs import Figures
 from mnist_flax.training.run import Run
-from mnist_flax.training.run_directory import SUMMARY
 from mnist_flax.training.selection import Row, best_epoch, statistics_of, stop_reason
 
-HISTORY = "metrics.jsonl"
 _FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 _SCALARS = {
@@ -188,13 +187,25 @@ def _summary_writer_class() -> Any:
     return SummaryWriter
 
 
+def _signed_writer(directory: Path) -> Any:
+    """A `SummaryWriter` whose file says that we wrote it, by name and by a message that TensorBoard ignores."""
+    writer = _summary_writer_class()(str(directory), filename_suffix=EVENTS_SUFFIX)
+    from tensorboardX.proto import event_pb2
+
+    event: Any = event_pb2.Event()  # pyright: ignore[reportAttributeAccessIssue] - generated code
+    event.log_message.message = SIGN
+    writer.file_writer.add_event(event)
+    return writer
+
+
 class TensorBoard:
     """TensorBoard events of one run. Opening it replaces the events of an interrupted run by those of its history."""
 
     def __init__(self, directory: Path, history: list[Row]) -> None:
-        for events in directory.glob("**/events.out.tfevents.*"):
+        self._results = directory / "hparams"
+        for events in (*events_in(directory), *events_in(self._results)):
             events.unlink()
-        self._writer = _summary_writer_class()(str(directory))
+        self._writer = _signed_writer(directory)
         for row in history:
             self.add_epoch(row)
 
@@ -215,7 +226,15 @@ class TensorBoard:
         shown = {
             name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
         }
-        self._writer.add_hparams(shown, {f"result/{name}": value for name, value in result.items()}, name="hparams")
+        figures = {f"result/{name}": value for name, value in result.items()}
+        # Not by `add_hparams`, which gives its file a name that does not say whose it is.
+        with _signed_writer(self._results) as writer:
+            from tensorboardX.summary import hparams
+
+            for part in hparams(shown, figures):
+                writer.file_writer.add_summary(part)
+            for tag, value in figures.items():
+                writer.add_scalar(tag, value)
 
     def close(self) -> None:
         """Flush and close."""

@@ -2,56 +2,17 @@
 
 import dataclasses
 import json
-import os
-import re
-import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mnist_flax.config import CARRYING_OUT, Config, flag
 from mnist_flax.errors import UserError
-from mnist_flax.files import read_json, write_json
-
-CONFIG, SUMMARY, NETWORK = "config.json", "summary.json", "network.safetensors"
-# What a run writes; `--overwrite` deletes these and nothing else.
-OWN_FILES = (CONFIG, "metrics.jsonl", SUMMARY, NETWORK, "best", "last", "hparams", "report", "events.out.tfevents.*")
-
-
-class Recorded(NamedTuple):
-    """What a run of any version recorded of its options.
-
-    Attributes:
-        config: the options that this version has.
-        unknown: the values of those that it does not have.
-    """
-
-    config: Config
-    unknown: dict[str, Any]
-
-
-def recorded(values: dict[str, Any]) -> Recorded:
-    """What a run recorded of its options, from its config.json or its networks' cards.
-
-    Raises:
-        UserError: a value is not of its option's type.
-    """
-    known = {field.name for field in dataclasses.fields(Config)}
-    return Recorded(Config.from_json(values), {name: value for name, value in values.items() if name not in known})
-
-
-def read_recorded(path: Path) -> Recorded | None:
-    """What a config.json records; None if there is no such file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    values = read_json(path)
-    try:
-        return None if values is None else recorded(values)
-    except UserError as error:
-        raise UserError(f"{path} is not a run's config.json ({error})") from error
+from mnist_flax.files import read_json, unused, write_json
+from mnist_flax.training import checkpoint_files, contents
+from mnist_flax.training.contents import CONFIG, SUMMARY, Recorded, recorded
 
 
 def read_config(path: Path) -> Config:
@@ -64,8 +25,8 @@ def read_config(path: Path) -> Config:
         values = json.loads(path.read_text("utf-8-sig"))  # editors may add a byte order mark
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
-        config, unknown = recorded(values)
-        if unknown:
+        config = Config.from_json(values)
+        if unknown := recorded(values).unknown:
             raise ValueError(f"there is no option {json.dumps(min(unknown))[:50]}")
         return config
     except OSError as error:
@@ -74,37 +35,55 @@ def read_config(path: Path) -> Config:
         raise UserError(f"--config {path} is not a run's config.json ({error})") from error
 
 
-def seed_directories(workdir: Path) -> list[Path]:
-    """The directories of the seeds of a run of several, in order. A folder with a name like "seed-3 (copy)" is none."""
-    found = [path for path in workdir.glob("seed-*") if re.fullmatch("seed-[0-9]+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
-
-
-def has_checkpoints(workdir: Path) -> bool:
-    """Whether a run has saved a state to go on from, sound or not."""
-    return any((workdir / "last").glob("*"))
-
-
-def directories_of(config: Config) -> list[Path]:
-    """Where each seed's own files are: in directories of their own if there are several."""
-    if config.num_seeds == 1:
-        return [config.workdir]
-    return [config.workdir / f"seed-{config.seed + i}" for i in range(config.num_seeds)]
-
-
 def require_writable(workdir: Path) -> None:
     """Make the directory and try it.
 
     Raises:
         UserError: it cannot be written.
     """
-    probe = workdir / f".writable{os.getpid()}"
+    probe = unused(workdir / "writable")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another") from error
+
+
+def require_free(config: Config) -> None:
+    """Refuse a run that would have to write where something lies that no run of this directory wrote.
+
+    Raises:
+        UserError: naming it; or the directory holds other runs, or another program's config.json.
+    """
+    workdir = config.workdir
+    stored = contents.read_recorded(workdir / CONFIG)
+    if stored is None:
+        for other in (*workdir.glob(f"*/{CONFIG}"), *workdir.glob(f"*/*/{CONFIG}")):
+            if contents.written_by_a_run(other):
+                raise UserError(
+                    f"{workdir} holds another run, {other.parent}: choose a --workdir of its own, such as {workdir}/new"
+                )
+        lock = [path for path in workdir.glob(".lock") if not path.is_file() or path.stat().st_size]
+        taken = [*contents.files_of(config), *contents.foreign_checkpoints(config), *lock]
+    elif config.overwrite:
+        earlier = _earlier(config, stored)
+        theirs = {*filter(contents.written_by_a_run, contents.files_of(earlier.config))}
+        taken = [path for path in contents.files_of(config) if path not in theirs]
+        taken += contents.foreign_checkpoints(config, earlier)
+    elif (workdir / SUMMARY).exists():
+        return  # nothing is done
+    else:
+        taken = [path for path in contents.files_of(config) if not contents.written_by_a_run(path)]
+    if taken:
+        raise UserError(
+            f"{taken[0]} is in the way, and no run here wrote it: move it away, or choose another --workdir"
+        )
+
+
+def _earlier(config: Config, stored: Recorded) -> Recorded:
+    """The run that the directory holds, wherever it was when that was recorded."""
+    return stored._replace(config=dataclasses.replace(stored.config, workdir=config.workdir, no_report=False))
 
 
 @contextmanager
@@ -124,10 +103,10 @@ def claimed(config: Config) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"{workdir} is in use by another process; wait for it, or choose another --workdir") from error
     with lock:
-        if config.overwrite:
-            _delete_run(workdir)
         stored = read_json(workdir / CONFIG)
-        if stored is None:
+        if config.overwrite:
+            _delete_run(config)
+        if stored is None or config.overwrite:
             write_json(workdir / CONFIG, config.to_json())
         else:
             refuse_changes(stored, config)
@@ -164,10 +143,29 @@ def _change(name: str, stored: dict[str, Any], current: dict[str, Any]) -> str:
     return f"was {was}, is now {now}" if name in stored else f"is now {now}, which that run's version did not have"
 
 
-def _delete_run(workdir: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie there."""
-    for path in [*(path for pattern in OWN_FILES for path in workdir.glob(pattern)), *seed_directories(workdir)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _delete_run(config: Config) -> None:
+    """Delete what the run in a directory wrote, and nothing else that may lie there; its config.json is replaced last.
+
+    Damaged checkpoints are set aside.
+    """
+    stored = contents.read_recorded(config.workdir / CONFIG)
+    if stored is None:
+        return
+    earlier = _earlier(config, stored)
+    files = contents.files_of(earlier.config)
+    for path in sorted(files, key=lambda path: path.name != SUMMARY):  # first what says that it is finished
+        if contents.written_by_a_run(path):
+            path.unlink()
+    for directory, ours in contents.directories_of_checkpoints(earlier).items():
+        checkpoint_files.delete_unfinished(directory)
+        for path in checkpoint_files.numbered(directory):
+            found = checkpoint_files.condition(path, ours)
+            if found in ("sound", "deleted"):
+                checkpoint_files.delete(path)
+            elif found != "foreign":
+                aside = checkpoint_files.set_aside(path)
+                warnings.warn(f"{path} is {found} and set aside as {aside.name}", stacklevel=2)
+    for directory in (*contents.directories_of(earlier.config), config.workdir):
+        for folder in (*(directory / name for name in contents.FOLDERS), directory):
+            if folder != config.workdir and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -14,12 +14,13 @@ import numpy as np
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_json
 from mnist_flax.step import Totals
-from mnist_flax.training.checkpoint import Checkpoints, none_left, resumable
+from mnist_flax.training.checkpoint import Checkpoints, resumable
+from mnist_flax.training.checkpoint_reading import none_left
+from mnist_flax.training.contents import HISTORY, SUMMARY, Recorded, directories_of, directories_of_checkpoints
 from mnist_flax.training.coordination import in_thread
 from mnist_flax.training.mesh import to_host
 from mnist_flax.training.records import TensorBoard, write_history
 from mnist_flax.training.run import Progress, Run, of_replica
-from mnist_flax.training.run_directory import SUMMARY, directories_of
 from mnist_flax.training.selection import Row, best_epoch
 
 
@@ -35,13 +36,14 @@ class RunFiles:
     """
 
     def __init__(self, run: Run) -> None:
-        workdir = run.config.workdir
         self.is_main = jax.process_index() == 0
-        self.workdir, self.digest, self.teacher = workdir, run.digest, run.config.teacher
-        self.computed_by = run.computed_by
+        self.workdir, self.teacher = run.config.workdir, run.config.teacher
+        # What `last` says of the run, beside how far it has come.
+        self.origin = {"data": run.digest, "computed_by": run.computed_by, "config": run.config.to_json()}
         self.directories = directories_of(run.config)
-        self.best = [Checkpoints(directory / "best") for directory in self.directories]
-        self.last = Checkpoints(workdir / "last")
+        self.started_before = any((path / "best").exists() for path in self.directories)
+        own = directories_of_checkpoints(Recorded(run.config, {}))
+        self.last, *self.best = (Checkpoints(directory, ours) for directory, ours in own.items())
         self.boards: list[TensorBoard] = []
         self._writing = futures.Future[None]()
         self._writing.set_result(None)  # nothing
@@ -50,22 +52,25 @@ class RunFiles:
         """The progress that the newest `last` checkpoint holds, placed like `progress`; None if there is none.
 
         Raises:
-            UserError: a network that the run selected has no sound checkpoint left, or the data set has changed.
+            UserError: the run's networks or images are not what they were, or to start anew would cost it what it has.
         """
         restored = self.last.restore(like={"state": resumable(progress.state), "totals": progress.totals})
         if restored is not None:
             arrays, metadata = restored
-            if metadata.get("data", self.digest) != self.digest:  # runs of earlier versions do not have it
+            before = {**self.origin, **metadata}  # what runs of earlier versions do not have counts as the same
+            if before["data"] != self.origin["data"]:
                 raise _on_other_data(self.workdir, self.teacher)
             if self.is_main:
-                _warn_of_other_bits(metadata.get("computed_by", self.computed_by), self.computed_by)
+                _warn_of_other_bits(before["computed_by"], self.origin["computed_by"])
             so_far = metadata["histories"], metadata["epoch_seconds"]
             progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *so_far)
+        else:
+            _require_nothing_lost(self.last, self.directories, self.best)
         for best, history in zip(self.best, progress.histories, strict=True):
             # A run killed between its saves repeats the epoch that its newest `best` came from.
             best.discard_after(progress.step)
-            if history:
-                _mark_lost(history, best)
+            _mark_lost(history, best)
+        self.last.discard_after(progress.step)
         return progress if restored is not None else None
 
     def open_records(self, histories: list[list[Row]]) -> None:
@@ -105,7 +110,7 @@ class RunFiles:
     def _write_last(self, progress: Progress) -> None:
         state = {"state": resumable(progress.state), "totals": progress.totals}
         so_far = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
-        self.last.save(progress.step, state, {**so_far, "data": self.digest, "computed_by": self.computed_by})
+        self.last.save(progress.step, state, {**so_far, **self.origin})
 
     def restore_best(self, progress: Progress) -> tuple[Any, list[dict[str, Any]]]:
         """The variables of every replica's best epoch, with a leading axis of replicas, and their cards.
@@ -141,8 +146,24 @@ class RunFiles:
     ) -> None:
         """Flush and release what is open; what is being written is finished first."""
         futures.wait([self._writing])
-        for resource in (self.last, *self.best, *self.boards):
-            resource.close()
+        for board in self.boards:
+            board.close()
+
+
+def _require_nothing_lost(last: Checkpoints, directories: Sequence[Path], bests: Sequence[Checkpoints]) -> None:
+    """Refuse to start again where the run had come further than its first epoch, of which it may have only `best`.
+
+    Raises:
+        UserError: naming what would be lost.
+    """
+    for directory, best in zip(directories, bests, strict=True):
+        rows = directory / HISTORY
+        for found in [rows] if rows.exists() else best.of_later_epochs():
+            raise UserError(
+                f"{last.directory} holds nothing to go on from, but {found} is there, of a run that had come further: "
+                f"put {last.directory} back from a copy, choose another --workdir, or start again with --overwrite, "
+                "which deletes that run"
+            )
 
 
 def _warn_of_other_bits(before: str, now: str) -> None:
@@ -173,6 +194,8 @@ def _mark_lost(history: list[Row], best: Checkpoints) -> None:
     Raises:
         UserError: there is no sound checkpoint left.
     """
+    if not history:
+        return
     kept = best.latest_step()
     if kept is None:
         raise none_left(best.directory)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
+from mnist_flax.files import SIGN, is_ours
 from mnist_flax.reading.image import Picture
 
 LARGEST, SMALLEST = 1600, 400  # of the longer side, in pixels
@@ -69,7 +71,7 @@ def _label(image: Image.Image, texts: list[str], room: float, left: float, botto
 
 
 class Folder:
-    """Where annotated pictures go: no file there replaces another picture of the same run, nor one of `inputs`."""
+    """Where annotated pictures go: none replaces another of the same run, one of `inputs`, or what we did not write."""
 
     def __init__(self, path: Path, inputs: list[Path | None]) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -81,9 +83,11 @@ class Folder:
         """Write a picture under the name of the file it was made from (None: standard input), numbered if need be."""
         stem, number = "stdin" if source is None else source.stem, 1
         path = self.path / f"{stem}.png"
-        while str(path).casefold() in self.taken:
+        while str(path).casefold() in self.taken or (path.exists() and not (path.is_file() and is_ours(path))):
             number += 1
             path = self.path / f"{stem}-{number}.png"
         self.taken.add(str(path).casefold())
-        image.save(path)
+        notes = PngInfo()
+        notes.add_text("Software", SIGN)
+        image.save(path, pnginfo=notes)
         return path

@@ -1,5 +1,6 @@
 """Pictures of runs and networks, as matplotlib figures."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from matplotlib.figure import Figure
 
 from mnist_flax.data import Examples
+from mnist_flax.files import SIGN, require_ours, write_bytes
 from mnist_flax.inference import metrics
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
@@ -44,11 +46,18 @@ def first_kernel(network: Classifier) -> Float[np.ndarray, "height width 1 featu
 
 @STYLE
 def save(figures: dict[str, Figure], directory: Path) -> dict[str, Path]:
-    """Write figures as PNGs, named by their captions; the files, by caption."""
+    """Write figures as PNGs, named by their captions; the files, by caption.
+
+    Raises:
+        UserError: a file is in the way that is not ours.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     files = {caption: directory / f"{caption.lower().replace(' ', '-')}.png" for caption in figures}
+    require_ours(*files.values())
     for caption, file in files.items():
-        figures[caption].savefig(file, dpi=110)
+        picture = io.BytesIO()
+        figures[caption].savefig(picture, dpi=110, metadata={"Software": SIGN})
+        write_bytes(file, picture.getvalue())
     return files
 
 

@@ -10,11 +10,11 @@ from jaxtyping import UInt8
 from mnist_flax.augment import augment
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset
-from mnist_flax.files import write_text
+from mnist_flax.files import SIGN, require_ours, write_text
 from mnist_flax.inference import classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.reading import folder
-from mnist_flax.training import run_directory
+from mnist_flax.training import contents
 from mnist_flax.training.mesh import RUN_ONCE
 from mnist_flax.training.programs import augmentation_of
 from mnist_flax.views import charts, html, plots, runs, sections
@@ -31,12 +31,13 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, 
     trained on, if it is loaded.
 
     Raises:
-        UserError: a run or the data it was trained on cannot be read.
+        UserError: a run or the data it was trained on cannot be read; or a file is in the way that is not ours.
     """
+    require_ours(*(output / Path(name).name for name in contents.REPORT))
     every = [runs.read_run(path) for path in paths]
     first, histories = every[0], runs.histories(every)
     network = classifier.load(first.path)
-    recorded = first.recorded or run_directory.recorded(network.card["config"])
+    recorded = first.recorded or contents.recorded(network.card["config"])
     config = recorded.config
     dataset = dataset or folder.load(network.card["dataset"], data_dir, config.val_size)
     dataset = dataset.relabelled(network.class_names)
@@ -53,6 +54,7 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, 
     )
     names = ", ".join(str(run.path) for run in every)
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        sign=SIGN,
         title=html.escape(names),
         heading=html.escape(first.path.resolve().name),
         notes=sections.notes(first, config, dataset),

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from mnist_flax.config import CARRYING_OUT, Config, flag
 from mnist_flax.inference.metrics import accuracy_interval
 from mnist_flax.presets import defaults
+from mnist_flax.training.contents import CONFIG, Recorded, read_recorded, seed_directories
 from mnist_flax.training.records import read_history, read_summary
-from mnist_flax.training.run_directory import CONFIG, Recorded, read_recorded, seed_directories
 from mnist_flax.training.selection import Row, best_epoch
 from mnist_flax.views.charts import Histories
 from mnist_flax.views.html import Html, element, join, table

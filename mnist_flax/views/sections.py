@@ -10,7 +10,7 @@ from mnist_flax.data import Dataset, Examples
 from mnist_flax.inference import metrics
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS, count_parameters
-from mnist_flax.training.run_directory import Recorded
+from mnist_flax.training.contents import Recorded
 from mnist_flax.training.selection import interval_of_mean
 from mnist_flax.views import charts, html, plots
 from mnist_flax.views.html import Html, element, escape, join

@@ -33,7 +33,6 @@ def run(network, digits, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(directory / "best")
     checkpoints.save(1, network.variables, network.card)
-    checkpoints.close()
     calibrate_run(Config(workdir=directory), digits, redraw)
     return directory
 

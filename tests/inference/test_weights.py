@@ -1,6 +1,5 @@
 """Every way to name a trained network on disk."""
 
-import contextlib
 import shutil
 
 import jax
@@ -30,8 +29,7 @@ def row(seed, step):
 
 
 def save(directory, step, state, metadata):
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        checkpoints.save(step, state, metadata)
+    Checkpoints(directory).save(step, state, metadata)
 
 
 @pytest.fixture(scope="module")

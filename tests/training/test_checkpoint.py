@@ -1,14 +1,19 @@
 import contextlib
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnist_flax.errors import UserError
-from mnist_flax.training.checkpoint import Checkpoints, find, read, read_metadata
+from mnist_flax.training.checkpoint import Checkpoints
+from mnist_flax.training.checkpoint_files import DELETED, delete
+from mnist_flax.training.checkpoint_reading import find, read, read_metadata
 from mnist_flax.training.sums import SUMS, checksums
 
 STATE = {"weights": np.arange(5000, dtype=np.float32), "key": jax.random.key(1)}
@@ -17,21 +22,29 @@ STATE = {"weights": np.arange(5000, dtype=np.float32), "key": jax.random.key(1)}
 def saved(directory, *steps):
     checkpoints = Checkpoints(directory)
     for step in steps:
-        checkpoints.save(step, STATE, {"step": step})
-    checkpoints.close()
+        checkpoints.save(step, STATE, {"step": step, "histories": []})
 
 
 def restored(directory, read_only=False):
     """The step that is restored, with the arrays that were saved: by the run itself, or by somebody else."""
-    if read_only:
-        arrays, metadata = read(find(directory), STATE)
-    else:
-        with contextlib.closing(Checkpoints(directory)) as checkpoints:
-            arrays, metadata = checkpoints.restore(STATE) or (None, {"step": None})
-    if arrays is not None:
-        np.testing.assert_array_equal(arrays["weights"], STATE["weights"])
-        assert (jax.random.key_data(arrays["key"]) == jax.random.key_data(STATE["key"])).all()
+    found = read(find(directory), STATE) if read_only else Checkpoints(directory).restore(STATE)
+    if found is None:
+        return None
+    arrays, metadata = found
+    np.testing.assert_array_equal(arrays["weights"], STATE["weights"])
+    assert (jax.random.key_data(arrays["key"]) == jax.random.key_data(STATE["key"])).all()
     return metadata["step"]
+
+
+def contents(directory):
+    """Every file's bytes, by its path."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def names(directory):
+    return {path.name for path in directory.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +63,12 @@ def test_the_newest_two_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.discard_after(25)
     assert checkpoints.latest_step() == 20
-    checkpoints.close()
     assert restored(tmp_path) == 20
 
 
 def test_what_another_version_wrote_is_said(two):
-    with (
-        contextlib.closing(Checkpoints(two)) as checkpoints,
-        pytest.raises(UserError, match="another version of mnist_flax wrote it"),
-    ):
-        checkpoints.restore({"weights": [STATE["weights"]], "key": STATE["key"]})
+    with pytest.raises(UserError, match="another version of mnist_flax wrote it"):
+        Checkpoints(two).restore({"weights": [STATE["weights"]], "key": STATE["key"]})
 
 
 DAMAGE = {
@@ -79,10 +88,8 @@ def test_whichever_file_is_damaged_the_older_checkpoint_is_used(two, tmp_path, d
         directory = tmp_path / str(number)
         shutil.copytree(two, directory)
         DAMAGE[damage](directory / file)
-        if (damage, file.name) == ("missing", SUMS):  # as if killed before they were written: deleted without a word
-            assert restored(directory) == 10
-            assert {path.name for path in directory.iterdir()} == {"10"}
-            continue
+        if (damage, file.name) == ("missing", SUMS):
+            continue  # see the next test
         before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
         with pytest.warns(UserWarning, match="20 is damaged .* passed over"):
             assert restored(directory, read_only=True) == 10
@@ -91,35 +98,168 @@ def test_whichever_file_is_damaged_the_older_checkpoint_is_used(two, tmp_path, d
             checkpoints = Checkpoints(directory)
         assert {path.name for path in directory.iterdir()} == {"10", "damaged-20"}
         if number == 0:  # the number is free again
-            checkpoints.save(20, STATE, {"step": 20})
+            checkpoints.save(20, STATE, {"step": 20, "histories": []})
             assert restored(directory, read_only=True) == 20
-        checkpoints.close()
+            DAMAGE[damage](directory / file)
+            with pytest.warns(UserWarning, match="20 is damaged .* set aside as damaged-20-2"):
+                assert restored(directory) == 10
+            assert {path.name for path in directory.iterdir()} == {"10", "damaged-20", "damaged-20-2"}
 
 
-def test_with_none_left_it_says_so(two, tmp_path):
+def test_without_its_sums_a_checkpoint_is_used_if_all_of_it_can_be_read(two, tmp_path):
+    """A copy or a synchroniser may lose them, and other files with them; whatever is left is kept."""
+    files = [path.relative_to(two) for path in sorted((two / "20").rglob("*")) if path.is_file() and path.name != SUMS]
+    used = set()
+    for number, file in enumerate([None, *files]):
+        directory = tmp_path / str(number)
+        shutil.copytree(two, directory)
+        (directory / "20" / SUMS).unlink()
+        if file is not None:
+            (directory / file).unlink()
+        left = sorted(contents(directory).values())
+        if file == Path("20/metadata/metadata"):  # nothing says any more that it is ours
+            assert restored(directory, read_only=True) == restored(directory) == 10
+        else:
+            with pytest.warns(
+                UserWarning, match=f"20 has lost its {SUMS}.* so it is used|20 is damaged .* passed over"
+            ):
+                step = restored(directory, read_only=True)
+            assert sorted(contents(directory).values()) == left
+            with pytest.warns(UserWarning, match=f"20 has lost its {SUMS}.* written anew|20 is damaged .* set aside"):
+                assert restored(directory) == step
+            if step == 20:
+                used.add(file)
+                assert (directory / "20" / SUMS).read_text() == checksums(directory / "20")
+                (directory / "20" / SUMS).unlink()
+        assert sorted(contents(directory).values()) == left
+    assert None in used
+    assert len(used) < len(files)  # some cannot be done without
+
+
+def test_with_none_left_all_stay_and_others_are_told(two, tmp_path):
     directory = tmp_path / "both"
     shutil.copytree(two, directory)
     for step in ("10", "20"):
         (directory / step / "metadata/metadata").write_text("{}")
-    for read_only in (True, False):
-        with pytest.raises(UserError, match="no sound checkpoint left: restore"), pytest.warns(match="is damaged"):
-            restored(directory, read_only=read_only)
-    for read_only in (True, False):  # which are set aside by now
-        with pytest.raises(UserError, match="no sound checkpoint left: restore"):
-            restored(directory, read_only=read_only)
+    left = sorted(contents(directory).values())
+    with pytest.raises(UserError, match="no sound checkpoint left: restore"), pytest.warns(match="is damaged"):
+        restored(directory, read_only=True)
+    with pytest.warns(match="is damaged"):
+        assert restored(directory) is None
+    with pytest.raises(UserError, match="no sound checkpoint left: restore"):  # they are set aside by now
+        restored(directory, read_only=True)
+    assert restored(directory) is None
+    assert names(directory) == {"damaged-10", "damaged-20"}
+    assert sorted(contents(directory).values()) == left
     shutil.copytree(two / "10", directory / "10")
     assert restored(directory, read_only=True) == restored(directory) == 10
 
 
-def test_what_a_killed_process_left_is_deleted(two, tmp_path):
+def test_what_a_killed_process_left_is_deleted(two, tmp_path, monkeypatch):
+    """Whatever it had written of a checkpoint: in Orbax's folder, in ours, with the sums half written."""
     directory = tmp_path / "killed"
     shutil.copytree(two, directory)
-    (directory / "30.orbax-checkpoint-tmp").mkdir()
-    (directory / "30").mkdir()
-    (directory / "30/state").touch()
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            saved(directory, 30)
+    [unfinished] = directory.glob("30*")  # the second start has deleted that of the first
+    (unfinished / ".0123456789ab-SHA256SUMS").touch()
+    shutil.copytree(unfinished, directory / f"{unfinished.name}.orbax-checkpoint-tmp")
+    (unfinished / "state/photo.jpg").write_text("somebody else's")
     assert restored(directory, read_only=True) == 20
     assert restored(directory) == 20
-    assert {path.name for path in directory.iterdir()} == {"10", "20"}
+    assert names(directory) == {"10", "20", unfinished.name}
+    (directory / f"{unfinished.name}.orbax-checkpoint-tmp").mkdir()
+    (directory / f"{unfinished.name}.orbax-checkpoint-tmp/_CHECKPOINT_METADATA").touch()  # not announced: not ours
+    assert contents(unfinished) == {"state/photo.jpg": b"somebody else's"}
+    monkeypatch.undo()
+    saved(directory, 30)
+    assert restored(directory) == 30
+    assert names(directory) == {"20", "30", unfinished.name, f"{unfinished.name}.orbax-checkpoint-tmp"}
+
+
+def test_a_deletion_that_was_cut_short_is_ended(two, tmp_path, monkeypatch):
+    unlink, left = Path.unlink, []
+
+    def die_later(path, **options):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        unlink(path, **options)
+
+    number = sum(path.is_file() for path in (two / "20").rglob("*"))
+    for count in range(number):
+        directory = tmp_path / str(count)
+        shutil.copytree(two, directory)
+        left[:] = [None] * count
+        monkeypatch.setattr(Path, "unlink", die_later)
+        with pytest.raises(KeyboardInterrupt):
+            delete(directory / "20")
+        monkeypatch.undo()
+        assert (directory / "20" / DELETED).exists()
+        assert restored(directory, read_only=True) == restored(directory) == 10
+        assert names(directory) == {"10"}
+
+
+def test_what_others_put_into_a_checkpoint_stays_where_it_is(two, tmp_path):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    photos = {f"{folder}/{name}": name.encode() for folder in ("10", "10/state", "20/mine") for name in ("_a", "b.jpg")}
+    for name, data in photos.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "10/state/.DS_Store").touch()  # which goes with the checkpoint
+    (tmp_path / "20/metadata/metadata").write_text("{}")
+    with pytest.warns(match="20 is damaged"):
+        saved(tmp_path, 30, 40)
+    found = contents(tmp_path)
+    assert photos.items() <= found.items()
+    assert {name for name in found if name.startswith(("10/", "20/"))} == set(photos)
+    with pytest.raises(UserError, match="20 is in the way, and this run did not write it: move it away"):
+        Checkpoints(tmp_path).discard_after(15)
+    Checkpoints(tmp_path).discard_after(40)
+
+
+def orbax(path):
+    """Another program's checkpoint, with names such as ours."""
+    with ocp.CheckpointManager(path.parent.absolute()) as manager:
+        items = {"state": ocp.args.StandardSave({"x": np.zeros(3)}), "metadata": ocp.args.JsonSave({"step": 7})}
+        manager.save(int(path.name), args=ocp.args.Composite(**items), force=True)
+
+
+def of_another_run(path):
+    Checkpoints(path.parent).save(int(path.name), STATE, {"step": 7, "histories": [], "config": "another"})
+
+
+def photos(path):
+    path.mkdir()
+    (path / "photo.jpg").write_text("x")
+
+
+def photos_with_sums(path):
+    photos(path)
+    (path / SUMS).write_text(f"{'0' * 64}  photo.jpg\n{'0' * 64}  ../10/{SUMS}\n")
+
+
+@pytest.mark.parametrize("put", [orbax, of_another_run, photos, photos_with_sums, Path.touch])
+def test_a_number_does_not_make_a_checkpoint_of_this_run(two, tmp_path, put):
+    other = tmp_path / "other/1000"
+    other.parent.mkdir()
+    put(other)
+    directory = tmp_path / "run"
+    shutil.copytree(two, directory)
+    os.rename(other, directory / "1000")
+    before = contents(tmp_path)
+    checkpoints = Checkpoints(directory, lambda metadata: metadata.get("config") != "another")
+    assert checkpoints.latest_step() == 20
+    if put is not of_another_run:  # which `evaluate` may be asked for
+        assert restored(directory, read_only=True) == 20
+    with pytest.raises(UserError, match="1000 is in the way, and this run did not write it: move it away"):
+        checkpoints.discard_after(20)
+    assert contents(tmp_path) == before
+    checkpoints.save(30, STATE, {"step": 30})
+    assert checkpoints.latest_step() == 30
+    assert names(directory) == {"20", "30", "1000"}
 
 
 def test_another_networks_checkpoint_is_refused(two):
@@ -128,9 +268,9 @@ def test_another_networks_checkpoint_is_refused(two):
 
 
 def test_one_checkpoint_by_its_number(two, tmp_path):
-    assert read_metadata(find(two / "10")) == {"step": 10}
+    assert read_metadata(find(two / "10"))["step"] == 10
     shutil.copytree(two / "10", tmp_path / "kept")  # whatever it is called
-    assert read_metadata(find(tmp_path / "kept")) == {"step": 10}
+    assert read_metadata(find(tmp_path / "kept"))["step"] == 10
     (tmp_path / "kept/metadata/metadata").write_text("{}")
     with pytest.raises(UserError, match=r"kept is damaged .*: restore it from a copy"):
         find(tmp_path / "kept")

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -93,6 +94,44 @@ def test_a_run_that_goes_on_with_other_devices_kernels_or_jax_is_told_that_its_b
         monkeypatch.setattr(jax, "__version__", other.pop("version"))
     with files(tmp_path, **other) as written, pytest.warns(match="1 x cpu, xla kernels and JAX .* so far and goes on"):
         assert written.restore(started()) is not None
+
+
+def row_of(epoch):
+    return {"epoch": epoch, "step": epoch, "val_accuracy": 0.5, "val_size": 119}
+
+
+def test_a_new_start_never_costs_a_run_what_it_has(tmp_path):
+    """`last` is gone. What the first epoch left, as if killed before `last` was written, is had again; more is not."""
+    with files(tmp_path) as written:
+        assert not written.started_before
+        written.best[0].save(1, started().state.variables, row_of(1))
+    with files(tmp_path) as written:
+        assert written.started_before
+        assert written.restore(started()) is None
+        assert written.best[0].latest_step() is None
+        written.best[1].save(2, started().state.variables, row_of(2))
+    with files(tmp_path) as written, pytest.raises(UserError, match=r"last holds nothing .*seed-4/best/2 is there, of"):
+        written.restore(started())
+    assert (tmp_path / "seed-4/best/2/SHA256SUMS").exists()
+    (tmp_path / "seed-3/metrics.jsonl").write_text("{}")
+    with files(tmp_path) as written, pytest.raises(UserError, match=r"seed-3/metrics.jsonl is there, .*--overwrite"):
+        written.restore(started())
+
+
+def test_a_damaged_state_to_go_on_from_is_kept_and_no_new_start_made(tmp_path):
+    progress = started()._replace(histories=[[row_of(1)], [row_of(1)]])
+    with files(tmp_path) as written:
+        written.open_records([[], []])
+        written.save_epoch(progress, {0: row_of(1), 1: row_of(1)}, [])
+    (tmp_path / "last/0/state/manifest.ocdbt").write_bytes(b"")
+    (tmp_path / "seed-3/metrics.jsonl").write_text("{}")
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            written = files(tmp_path)
+        with written, pytest.raises(UserError, match="last holds nothing to go on from"):
+            written.restore(started())
+        assert [path.name for path in (tmp_path / "last").iterdir()] == ["damaged-0"]
 
 
 def test_what_goes_wrong_is_raised_by_whatever_comes_next(tmp_path, monkeypatch):
