@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_flax.errors import UserError
-from mnist_flax.files import cache_directory
+from mnist_flax.files import cache_directory, local_path
 
 
 def program_name(command: str) -> str:
@@ -57,12 +57,14 @@ class ArgumentParser(argparse.ArgumentParser):
         """The argument `checkpoint`, or an option of the `names` given: what `inference.classifier.load` takes."""
         options: dict[str, Any] = {} if names else {"nargs": "?"}
         meaning = "run directory, checkpoint in it, or safetensors file; default: the shipped weights"
-        self.add_argument(*(names or ("checkpoint",)), type=Path, help=meaning, **options)
+        self.add_argument(*(names or ("checkpoint",)), type=local_path, help=meaning, **options)
 
     def add_data_dir(self) -> None:
         """The option `--data-dir`."""
         self.add_argument(
-            "--data-dir", type=Path, help="TFDS data directory; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+            "--data-dir",
+            type=local_path,
+            help="TFDS data directory; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
         )
 
     def add_json(self, meaning: str = "print one JSON object") -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -10,9 +11,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import simple_parsing
 
 from mnist_flax.errors import UserError
+from mnist_flax.files import expanded
 
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")
-NAMES = ("auto", *DATASETS)  # of data sets; what else --dataset is given is a folder
+NAMES = ("auto", *DATASETS)  # of data sets; what else --dataset is given is a folder or a file
+PATHS = ("workdir", "dataset", "data_dir", "initial_weights", "teacher")  # options that are paths, or may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Config:
     """Run directory: checkpoints, TensorBoard events, config.json, metrics.jsonl, summary.json."""
 
     dataset: str = "auto"
-    """'mnist', 'fashion_mnist', 'kmnist', 'digits', or a folder with a folder of images for each class. 'auto' is MNIST
-    if it is on disk or can be downloaded, else 'digits', which ships with scikit-learn."""
+    """'mnist', 'fashion_mnist', 'kmnist', 'digits'; a folder with a folder of images for each class; or a .csv, .npz or
+    folder of IDX files. 'auto' is MNIST if it is on disk or can be downloaded, else 'digits' of scikit-learn."""
 
     data_dir: Path | None = None
     """TFDS data directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
@@ -117,6 +120,12 @@ class Config:
     overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""
 
+    def __post_init__(self) -> None:
+        """Expand the paths, wherever they come from: the command line, a config.json, Python."""
+        for name in PATHS:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, type(value)(expanded(str(value))))
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(self).items()}
@@ -128,14 +137,15 @@ class Config:
         Raises:
             UserError: a value is not of its option's type.
         """
-        arguments: dict[str, Any] = {}
-        for name, hint in get_type_hints(cls).items():
-            if name in values:
-                if not _fits(values[name], hint):
-                    raise UserError(f"{name} is {json.dumps(values[name])[:50]}, which it cannot be")
-                value = values[name]
-                arguments[name] = Path(value) if isinstance(value, str) and hint in (Path, Path | None) else value
-        return cls(**arguments)
+        hints = get_type_hints(cls)
+        return cls(**{name: _value(name, values[name], hint) for name, hint in hints.items() if name in values})
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    """An option's value from what JSON has."""
+    if not _fits(value, hint):
+        raise UserError(f"{name} is {json.dumps(value)[:50]}, which it cannot be")
+    return Path(value) if isinstance(value, str) and hint in (Path, Path | None) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -185,13 +195,20 @@ def validate(config: Config) -> None:
 
 
 def require_dataset(name: str) -> None:
-    """Refuse what is neither the name of a data set nor a folder; apart from `validate`, for a folder may be away.
+    """Refuse what is neither the name of a data set nor on disk; apart from `validate`, for data may have moved.
 
     Raises:
         UserError: it is neither.
     """
-    if name not in NAMES and not Path(name).is_dir():
-        raise UserError(f"{name} is neither a folder nor one of the data sets {', '.join(NAMES)}")
+    if name not in NAMES and not Path(name).exists():
+        raise UserError(
+            f"{name} is neither a file or folder here nor one of the data sets {', '.join(NAMES)}: name one by --dataset"
+        )
+
+
+def located(dataset: str) -> str:
+    """`--dataset` as a run keeps it: a path is absolute, for the next command may be given in another directory."""
+    return dataset if dataset in NAMES else os.path.abspath(dataset)
 
 
 # Options that say where and how a run is carried out: it may be resumed with others. Two runs that differ only in these

@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mnist_flax.cli import ArgumentParser, command, show, use_compilation_cache
 from mnist_flax.config import DATASETS
 from mnist_flax.errors import UserError
+from mnist_flax.files import expanded, local_path
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -18,7 +18,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_checkpoint()
     parser.add_argument(
-        "--dataset", help=f"{', '.join(DATASETS)} or a folder of images; default: the one the network was trained on"
+        "--dataset",
+        type=expanded,
+        help=f"{', '.join(DATASETS)} or a file or folder; default: the one the network was trained on",
     )
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test", help="default: %(default)s")
     parser.add_data_dir()
@@ -26,7 +28,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--shifts", type=int, default=0, metavar="PIXELS", help="average over shifts of up to so many pixels each way"
     )
     parser.add_json()
-    parser.add_argument("--save-plots", type=Path, metavar="DIR", help="write pictures there as PNGs")
+    parser.add_argument("--save-plots", type=local_path, metavar="DIR", help="write pictures there as PNGs")
     options = parser.parse_args(arguments)
     if not 0 <= options.shifts <= 3:
         raise UserError(f"--shifts is {options.shifts}; it must be between 0 and 3")

@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mnist_flax.cli import ArgumentParser, command, show
 from mnist_flax.errors import UserError
+from mnist_flax.files import local_path
 
 PROGRAMS = ("stablehlo", "onnx")  # the others hold weights
 FORMATS = ("safetensors", "pytorch", *PROGRAMS)
@@ -24,7 +24,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="--format pytorch: safetensors if the name ends in .safetensors, otherwise a file for torch.load",
     )

@@ -1,8 +1,10 @@
-"""Files written whole or not at all, and not over somebody else's; JSON files read with an error that helps."""
+"""Paths as options give them; files written whole or not at all, and not over others'; JSON with an error that helps."""
 
+import hashlib
 import json
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,31 @@ def require_ours(*paths: Path) -> None:
             )
 
 
+def expanded(path: str) -> str:
+    """A path as a user gave it, its `~` or `~user` replaced: no shell does that in `--workdir=~/runs`.
+
+    Raises:
+        UserError: it is an address or another system's path, of which a folder would be made here, or a home directory
+            that is not known.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        raise UserError(f"{path} is an address, not a path: name a file or folder of this machine, or mount it as one")
+    if os.name == "posix" and re.match(r"[A-Za-z]:|\\\\", path) and not os.path.lexists(path):
+        raise UserError(f"{path} is a path of Windows: name it as it is called on this machine")
+    try:
+        found = os.path.expanduser(path)  # pathlib's would make ./digits "digits", which is a data set's name
+    except ValueError:  # no user's name has such characters
+        found = path
+    if found.startswith("~"):
+        raise UserError(f"{path} is in a home directory that is not known: write ./{path} for a folder of that name")
+    return found
+
+
+def local_path(path: str) -> Path:
+    """The type of every option that takes a path: see `expanded`."""
+    return Path(expanded(path))
+
+
 def cache_directory() -> Path | None:
     """Where compiled programs are kept: $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax; None if not writable."""
     directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mnist_flax"
@@ -48,6 +75,12 @@ def cache_directory() -> Path | None:
 def unused(path: Path) -> Path:
     """A hidden name beside a path, of the same suffix, that nobody has."""
     return path.with_name(f".{os.urandom(6).hex()}-{path.name}")
+
+
+def code_digest() -> str:
+    """SHA-256 of this package: its sources and the shipped weights."""
+    files = sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cc", ".safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

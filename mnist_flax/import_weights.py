@@ -3,10 +3,10 @@
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from mnist_flax.cli import ArgumentParser, command, program_name, show
 from mnist_flax.errors import UserError
+from mnist_flax.files import local_path
 
 # The original's data set and normalisation.
 CARD = {
@@ -26,9 +26,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "best_model.pth --output imported.safetensors",
     )
     parser.add_argument(
-        "state_dict", type=Path, help="a file by torch.save (needs PyTorch) or a safetensors file, whatever its name"
+        "state_dict",
+        type=local_path,
+        help="a file by torch.save (needs PyTorch) or a safetensors file, whatever its name",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--output", required=True, type=local_path, metavar="FILE")
     parser.add_json()
     options = parser.parse_args(arguments)
     if options.output.suffix != ".safetensors":

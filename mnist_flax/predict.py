@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mnist_flax.cli import ArgumentParser, command, show, use_compilation_cache
+from mnist_flax.files import expanded, local_path
 
 COLUMNS = 80  # of a terminal
 
@@ -109,12 +110,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "photo.jpg scans/ --show-input",
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image file, folder of image files, or - for standard input"
+        "images",
+        nargs="+",
+        type=expanded,
+        metavar="IMAGE",
+        help="image file, folder of image files, or - for standard input",
     )
     parser.add_checkpoint("--checkpoint")
     parser.add_argument("--recursive", action="store_true", help="look into the sub-folders of folders too")
     parser.add_argument("--show-input", action="store_true", help="draw what the network saw of each digit")
-    parser.add_argument("--annotate", type=Path, metavar="DIR", help="write each image with its answers here, as PNG")
+    parser.add_argument(
+        "--annotate", type=local_path, metavar="DIR", help="write each image with its answers here, as PNG"
+    )
     parser.add_json("print a JSON object for each image, one a line")
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """The presets, and what options that are not given are by default."""
 
 import dataclasses
+from pathlib import Path
 
 from mnist_flax.config import NAMES, Config
 
@@ -41,9 +42,17 @@ STEPS, STEPS_FROM_TRAINED = 1500, 600
 def defaults(preset: str, dataset: str, initial_weights: str | None) -> Config:
     """The options that are not given, of a preset, for a data set and initial weights."""
     config = PRESETS[preset]
-    suited = (FOLDER if dataset not in NAMES else {}) | (FROM_TRAINED if initial_weights else {})
+    suited = (FOLDER if _is_folder_of_images(dataset) else {}) | (FROM_TRAINED if initial_weights else {})
     left = {name: value for name, value in suited.items() if getattr(config, name) == getattr(Config(), name)}
     return dataclasses.replace(config, **left)
+
+
+def _is_folder_of_images(dataset: str) -> bool:
+    if dataset in NAMES:
+        return False
+    from mnist_flax.data import arrays  # with NumPy, which nothing else on the way to `--help` needs
+
+    return not arrays.is_there(Path(dataset))
 
 
 def completed(config: Config, dataset: str, num_train: int, val_size: int) -> Config:
@@ -51,7 +60,8 @@ def completed(config: Config, dataset: str, num_train: int, val_size: int) -> Co
     suited = DEFAULTS_FOR.get(dataset, DEFAULTS)
     if dataset not in NAMES:
         steps = STEPS_FROM_TRAINED if config.initial_weights else STEPS
-        suited = {"epochs": max(10, -(-steps // -(-num_train // config.batch_size))), "patience": 20}
+        epochs = -(-steps // -(-num_train // config.batch_size))
+        suited = {"epochs": epochs, "patience": 20} if epochs > DEFAULTS["epochs"] else DEFAULTS
     return dataclasses.replace(
         config,
         dataset=dataset,

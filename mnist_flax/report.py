@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_flax.cli import ArgumentParser, command, show, use_compilation_cache
+from mnist_flax.files import expanded, local_path
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -15,9 +16,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "runs/mnist_training runs/other",
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run directory; curves are of all, the rest is of the first"
+        "runs",
+        nargs="+",
+        type=local_path,
+        metavar="RUN",
+        help="run directory; curves are of all, the rest is of the first",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: `report` in the first run")
+    parser.add_argument("--output", type=local_path, metavar="DIR", help="default: `report` in the first run")
+    parser.add_argument("--dataset", type=expanded, help="where the data is that the first run was trained on")
     parser.add_data_dir()
     parser.add_json()
     return parser.parse_args(arguments)
@@ -31,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
     use_compilation_cache()
     runs = [_run_of(path) for path in options.runs]
-    page = write_report(runs, options.output or runs[0] / "report", options.data_dir)
+    page = write_report(runs, options.output or runs[0] / "report", options.data_dir, options.dataset)
     show(options, {"report": str(page)}, str(page))
 
 

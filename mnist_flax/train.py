@@ -14,6 +14,7 @@ import simple_parsing
 from mnist_flax.cli import ArgumentParser, command, use_compilation_cache
 from mnist_flax.config import NAMES, Config, require_dataset, validate
 from mnist_flax.errors import UserError
+from mnist_flax.files import expanded, local_path
 from mnist_flax.presets import PRESETS, completed, defaults
 from mnist_flax.training.run_directory import read_config
 
@@ -35,9 +36,9 @@ def parse(arguments: Sequence[str]) -> Config:
     """
     first = ArgumentParser("train", "", add_help=False)
     first.add_argument("--preset", default="default")
-    first.add_argument("--dataset", default="auto")
+    first.add_argument("--dataset", type=expanded, default="auto")
     first.add_argument("--initial-weights")
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config", type=local_path)
     chosen, _ = first.parse_known_args(arguments)
     preset = chosen.preset if chosen.preset in PRESETS else "default"  # the parser below refuses what is none
     given = defaults(preset, chosen.dataset, chosen.initial_weights)
@@ -50,7 +51,7 @@ def parse(arguments: Sequence[str]) -> Config:
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
     )
-    parser.add_argument("--config", dest="file", type=Path, help="repeat the run whose config.json this is")
+    parser.add_argument("--config", dest="file", type=local_path, help="repeat the run whose config.json this is")
     parser.add_arguments(Config, dest="config", default=given)
     config = parser.parse_args(arguments).config
     validate(config)
@@ -78,6 +79,7 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
 
     interruption = interruption or coordination.Interruption()
     require_dataset(config.dataset)
+    _require_apart(config)
     run_directory.require_writable(config.workdir)
     run_directory.require_free(config)
     import jax
@@ -113,6 +115,15 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
                 page = write_report([config.workdir], config.workdir / "report", config.data_dir, dataset)
                 print(f"Report         {page}")
     return summary
+
+
+def _require_apart(config: Config) -> None:
+    """Refuse to write among the data, of which the run's files would be taken for a part."""
+    workdir, data = config.workdir.resolve(), Path(config.dataset).resolve()
+    if config.dataset not in NAMES and (workdir.is_relative_to(data) or data.is_relative_to(workdir)):
+        raise UserError(
+            f"--workdir {config.workdir} and --dataset {config.dataset} are not apart: choose a --workdir elsewhere"
+        )
 
 
 def _load(config: Config) -> "Dataset":

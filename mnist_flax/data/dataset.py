@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,35 @@ def hold_out(name: str, class_names: tuple[str, ...], train: Examples, test: Exa
     if val_size >= num_train:
         raise UserError(f"--val-size {val_size} leaves none of {name}'s {num_train} training images to train on")
     return Dataset(name, class_names, *split_off(train, val_size), test, "validation")
+
+
+def divided(name: str, class_names: tuple[str, ...], examples: dict[str, Examples], val_size: int | None) -> Dataset:
+    """A data set of a user's own splits. Where there is no test split, a fifth of the images is that.
+
+    The classes are in proportion, and the images always the same ones. A validation split is what is held out.
+
+    Raises:
+        UserError: `val_size` is not that of the validation split, or leaves nothing of a class to train on.
+    """
+    train, validation = examples["train"], examples.get("validation")
+    if "test" in examples:
+        test = examples["test"]
+    else:
+        train, test = split_off(train, max(1, len(train.labels) // 5))
+        warnings.warn(
+            f"{name} has no test split: a fifth of its images, always the same {len(test.labels):,}, is the test set",
+            stacklevel=2,
+        )
+    if validation is None:
+        dataset = hold_out(name, class_names, train, test, val_size)
+    elif val_size == 0:
+        joined = Examples(*map(np.concatenate, zip(train, validation, strict=True)))
+        dataset = Dataset(name, class_names, joined, test, test, "test")
+    elif val_size in (None, len(validation.labels)):
+        dataset = Dataset(name, class_names, train, validation, test, "validation")
+    else:
+        raise UserError(f"--val-size {val_size}: {name} has a validation split, of {len(validation.labels)} images")
+    for label, class_name in enumerate(class_names):
+        if label not in dataset.train.labels:
+            raise UserError(f"{name} has too few images of {class_name}: none is left to train on")
+    return dataset

@@ -21,7 +21,7 @@ CONTENTS = {
         "t10k-labels-idx1": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     }
 }
-_MOST = 50_000_000  # bytes; MNIST's largest file has 47,040,016
+MOST = 50_000_000  # bytes; MNIST's largest file has 47,040,016
 
 
 def decode_idx(data: bytes, num_dimensions: int) -> UInt8[np.ndarray, "..."]:
@@ -66,21 +66,21 @@ def find(dataset: str, file: str, folders: Iterable[Path]) -> UInt8[np.ndarray, 
     return None
 
 
-def unpacked(path: Path) -> bytes:
+def unpacked(path: Path, most: int = MOST) -> bytes:
     """The content of a file, whether it is compressed by gzip or not, whatever its name says.
 
     Raises:
-        ValueError: it is damaged, or larger than any file of MNIST.
+        ValueError: it is damaged, or has more than `most` bytes.
     """
     try:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            data = (gzip.GzipFile(fileobj=raw) if is_gzip else raw).read(_MOST + 1)
+            data = (gzip.GzipFile(fileobj=raw) if is_gzip else raw).read(most + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"it is damaged: {error}") from error
-    if len(data) > _MOST:
-        raise ValueError(f"it has more than {_MOST:,} bytes")
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
     return data
 
 

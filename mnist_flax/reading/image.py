@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, ImageSequence, ImageStat, UnidentifiedImageErro
 from mnist_flax.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "HEIF")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm"}
 SUFFIXES |= {".avif", ".heic", ".heif"}
 # Decoding such an image takes 770 MB of memory, 1 GB at 32 bits a pixel. Larger ones are refused before decoding.
 MAX_PIXELS = 50_000_000

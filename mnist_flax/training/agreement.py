@@ -1,6 +1,5 @@
 """What all processes of a job must have in common: options, data, software, run directory, number of devices."""
 
-import hashlib
 import json
 import secrets
 import socket
@@ -12,6 +11,7 @@ import jax
 from mnist_flax.config import Config, flag
 from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
+from mnist_flax.files import code_digest
 from mnist_flax.training.coordination import Interruption, from_process_0, meet, state
 
 
@@ -35,8 +35,7 @@ def _require_same_options(config: Config, dataset: Dataset, interruption: Interr
     ours = {flag(name): value for name, value in config.to_json().items() if name != "data_dir"}
     ours["SHA-256 of the images"] = dataset.digest
     ours |= {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")}
-    sources = sorted(path for path in Path(__file__).parents[1].rglob("*") if path.suffix in (".py", ".cc"))
-    ours["SHA-256 of mnist_flax"] = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+    ours["SHA-256 of mnist_flax"] = code_digest()[:8]
     theirs = json.loads(from_process_0("options", json.dumps(ours), interruption))
     changed = [
         f"{name} is {json.dumps(ours.get(name))} instead of {json.dumps(theirs.get(name))}"

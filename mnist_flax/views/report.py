@@ -10,8 +10,10 @@ from jaxtyping import UInt8
 from mnist_flax.augment import augment
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset
+from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN, require_ours, write_text
 from mnist_flax.inference import classifier
+from mnist_flax.inference.classifier import Classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.reading import folder
 from mnist_flax.training import contents
@@ -24,11 +26,13 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 _SAMPLES = 8
 
 
-def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, dataset: Dataset | None = None) -> Path:
+def write_report(
+    paths: list[Path], output: Path, data_dir: Path | None = None, dataset: Dataset | str | None = None
+) -> Path:
     """Write `output`/report.html, which needs no other file, and its pictures beside it as PNGs.
 
     Learning curves are those of all runs; the rest is of the first run's best network. `dataset` is what that was
-    trained on, if it is loaded.
+    trained on, if it is loaded, or where it is now.
 
     Raises:
         UserError: a run or the data it was trained on cannot be read; or a file is in the way that is not ours.
@@ -39,7 +43,8 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, 
     network = classifier.load(first.path)
     recorded = first.recorded or contents.recorded(network.card["config"])
     config = recorded.config
-    dataset = dataset or folder.load(network.card["dataset"], data_dir, config.val_size)
+    if not isinstance(dataset, Dataset):
+        dataset = _trained_on(network, dataset, data_dir, config.val_size)
     dataset = dataset.relabelled(network.class_names)
     evaluation = measure(network, dataset.test, 0)
     images = dataset.train.images[:_SAMPLES]
@@ -76,6 +81,18 @@ def write_report(paths: list[Path], output: Path, data_dir: Path | None = None, 
     path = output / "report.html"
     write_text(path, page)
     return path
+
+
+def _trained_on(network: Classifier, name: str | None, data_dir: Path | None, val_size: int | None) -> Dataset:
+    """The data that a network was trained on, from where it is now, if that has a name.
+
+    Raises:
+        UserError: it is not there, or it is other data.
+    """
+    dataset = folder.load(name or network.card["dataset"], data_dir, val_size)
+    if name and (dataset.class_names, dataset.normalization) != (network.class_names, network.normalization):
+        raise UserError(f"--dataset {name} is not the data that the run was trained on, {network.card['dataset']}")
+    return dataset
 
 
 def _section(title: str, content: Html) -> Html:
