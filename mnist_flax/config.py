@@ -202,7 +202,7 @@ def require_dataset(name: str) -> None:
     """
     if name not in NAMES and not Path(name).exists():
         raise UserError(
-            f"{name} is neither a file or folder here nor one of the data sets {', '.join(NAMES)}: name one by --dataset"
+            f"{name} is neither a file or folder here nor one of the data sets {', '.join(NAMES)}; --dataset names one"
         )
 
 

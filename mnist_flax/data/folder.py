@@ -9,8 +9,8 @@ from mnist_flax.data.geometry import NUM_CLASSES
 from mnist_flax.errors import UserError
 
 # By their folders' names in lower case.
-SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
-SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+SPLITS: dict[str, str] = dict.fromkeys(("train", "training"), "train")
+SPLITS |= dict.fromkeys(("test", "testing"), "test") | dict.fromkeys(("val", "valid", "validation"), "validation")
 JUNK = {"__MACOSX", "@eaDir"}  # folders that macOS adds to a zip file, and a Synology disk to each folder
 MOST_NAMED = 3  # files in a message
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnist_flax import data
+from mnist_flax.config import located
 from mnist_flax.data import Dataset, Examples
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, metrics
@@ -47,7 +48,7 @@ def evaluate(
     """
     network = classifier.load(checkpoint)
     name: str = dataset or network.card["dataset"]
-    own = name == network.card["dataset"]
+    own = located(name) == located(network.card["dataset"])
     loaded = load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
     loaded = loaded.relabelled(network.class_names)
     if split == "validation" and loaded.selection_split != "validation":

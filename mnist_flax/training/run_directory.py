@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnist_flax.config import CARRYING_OUT, Config, flag
+from mnist_flax.config import CARRYING_OUT, Config, flag, located
 from mnist_flax.errors import UserError
 from mnist_flax.files import read_json, unused, write_json
 from mnist_flax.training import checkpoint_files, contents
@@ -120,6 +120,8 @@ def refuse_changes(stored: dict[str, Any], config: Config) -> None:
         UserError: something that is computed differs; the message lists every difference.
     """
     current = config.to_json()
+    if isinstance(stored.get("dataset"), str):
+        stored = {**stored, "dataset": located(stored["dataset"])}  # earlier versions kept a relative path
     names = sorted((set(stored) | set(current)) - CARRYING_OUT)
     changed = [
         f"{flag(name)} {_change(name, stored, current)}" for name in names if stored.get(name) != current.get(name)

@@ -226,5 +226,7 @@ def test_what_is_not_recognised_is_trained_on_and_that_is_said(tmp_path):
 
 def test_a_name_that_is_none_is_refused(tmp_path):
     for name in ("cifar", str(tmp_path / "nowhere")):
-        with pytest.raises(UserError, match=f"{name} is neither a folder nor one of the data sets auto, mnist"):
+        with pytest.raises(
+            UserError, match=f"{name} is neither a file or folder here nor one of the data sets auto, mnist"
+        ):
             load(name, None, None)
