@@ -103,9 +103,11 @@ def read_table(path: Path) -> Arrays:
     if all(map(_is_number, header)):
         header = []
     rows = lines[1:] if header else lines
+    if not rows:
+        raise UserError(f"{path} has no images")
     table = np.loadtxt(
         tqdm(rows, desc=f"Reading {path.name}", unit=" images", leave=False, disable=None),
-        np.float32 if rows and "." in rows[0] else np.int16,  # a sixth of the time
+        np.float32 if "." in rows[0] else np.int16,  # a sixth of the time
         delimiter=",",
         quotechar='"',
         comments=None,

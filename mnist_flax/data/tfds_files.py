@@ -107,11 +107,6 @@ def fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) -> 
             require_connection(resource.url)
             return super()._download(resource)
 
-    ways_out = (
-        f"(1) connect to the network and run again, (2) put {', '.join(url.rsplit('/', 1)[1] for url in urls)} into "
-        f"{root}/downloads/manual, or name another TFDS data directory by --data-dir or TFDS_DATA_DIR, or "
-        "(3) train on --dataset digits, which needs no files"
-    )
     tfds.disable_progress_bar()
     downloads = root / "downloads"
     try:
@@ -132,6 +127,11 @@ def fetch(name: str, urls: list[str], url_infos: dict[str, Any], root: Path) -> 
         unfit = [(file, path) for file in missing for path in candidates(file, _folders(root))]
         if unfit:
             raise UserError(f"{complaint(name, *unfit[0])} ({name} cannot be fetched: {error})") from error
+        files = ", ".join(f"{file}-ubyte.gz" for file in missing)
+        ways_out = (
+            f"(1) connect to the network and run again, (2) put {files} into {root}/downloads/manual, or name another "
+            "TFDS data directory by --data-dir or TFDS_DATA_DIR, or (3) train on --dataset digits, which needs no files"
+        )
         raise DataUnavailableError(f"{name} is not in {root} and cannot be fetched ({error})", ways_out) from error
 
 
