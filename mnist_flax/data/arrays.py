@@ -78,7 +78,7 @@ def _of_file(path: Path) -> dict[str, Arrays]:
 
 def read_npz(path: Path) -> dict[str, Arrays]:
     """The splits of a file such as Keras's mnist.npz: x_train, y_train, x_test, y_test (x_val, y_val)."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # which leaves a damaged file open
         names = {split: (f"x_{split}", f"y_{split}") for split in SPLITS}
         found = {split: pair for split, pair in names.items() if set(pair) <= set(file.files)}
         if "train" not in found:

@@ -45,8 +45,7 @@ def drawings(root: Path, paths: list[Path]) -> list[Drawing]:
     The shipped network judges what in an image is the digit, whichever network is trained: the same files always give
     the same drawings. A digit that it does not recognise is worth training on, and its best guess is taken.
     """
-    directory = cache_directory()
-    file = directory and directory / f"drawings-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
+    file = kept_in(root)
     network, kept = classifier.load(), _read(file)
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
@@ -60,6 +59,12 @@ def drawings(root: Path, paths: list[Path]) -> list[Drawing]:
         with contextlib.suppress(OSError):  # a full disk: the next command reads them again
             _write(file, usable)
     return [drawing for _, drawing in pairs]
+
+
+def kept_in(root: Path) -> Path | None:
+    """The file in which the drawings of a folder's images are kept; None if there is no place for it."""
+    directory = cache_directory()
+    return directory and directory / f"drawings-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
 
 
 def _draw(network: Classifier, kept: Kept, path: Path) -> tuple[bytes, Drawing]:
@@ -86,7 +91,9 @@ def _drawing(found: Answer) -> Drawing:
 def _read(file: Path | None) -> Kept:
     """The drawings that this very code has kept in a file."""
     try:
-        with np.load(file or "") as arrays:
+        if file is None:
+            return {}
+        with file.open("rb") as raw, np.load(raw) as arrays:
             if str(arrays["code"]) != code_digest():
                 return {}
             digests = [row.tobytes() for row in arrays["digests"]]

@@ -1,6 +1,7 @@
 """Folders of image files as data sets: how they are laid out, what is wrong with them, what is seen of each image."""
 
 import io
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -19,7 +20,8 @@ from mnist_flax.reading.answers import answer, inputs
 from mnist_flax.reading.folder import load
 from mnist_flax.reading.image import SUFFIXES
 
-NAMES = st.text("0123456789 abß-_é", min_size=1, max_size=6).filter(lambda name: name not in SPLITS)
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no test split")
+NAMES = st.text("0123456789 abß-_é", min_size=1, max_size=6).filter(lambda name: name.strip() not in SPLITS)
 CLASSES = st.lists(NAMES, min_size=2, max_size=10, unique=True)
 
 
@@ -33,12 +35,16 @@ def write(path: Path, content: bytes = b"") -> Path:
 def layouts(draw):
     """The image files of a good folder, by split and class, as paths below it."""
     classes = draw(CLASSES)
-    splits = draw(st.sampled_from([[None], ["train"], ["train", "val"], ["train", "validation", "test"]]))
-    files = st.lists(st.sampled_from([f"{name}{suffix}" for name in "aB9" for suffix in (".png", ".JPG", ".heic")]))
+    kinds = draw(st.sampled_from([[], ["train"], ["train", "validation"], ["train", "test", "validation"]]))
+    spelling = draw(st.sampled_from([str.lower, str.upper, str.title]))
+    called = {kind: st.sampled_from([name for name in SPLITS if SPLITS[name] == kind]) for kind in kinds}
+    splits = [spelling(draw(name)) for name in called.values()] or [None]
+    top = draw(st.sampled_from(["", "mnist", "a/b"]))  # a zip file's own folder
+    files = st.lists(st.sampled_from([f"{name}{suffix}" for name in "aB9" for suffix in (".png", ".JPG", ".jfif")]))
     return {
-        SPLITS[split or "train"]: {
-            name: sorted(Path(split or "", name, file) for file in draw(files.filter(bool).map(set)))
-            for name in (classes if split in (None, "train") else draw(st.sets(st.sampled_from(classes), min_size=1)))
+        SPLITS[(split or "train").lower()]: {
+            name: sorted(Path(top, split or "", name, file) for file in draw(files.filter(bool).map(set)))
+            for name in (classes if split == splits[0] else draw(st.sets(st.sampled_from(classes), min_size=1)))
         }
         for split in splits
     }
@@ -57,6 +63,9 @@ def test_every_image_is_found_under_its_split_and_class(tmp_path_factory, layout
     root = make(tmp_path_factory.getbasetemp() / "good", layout)
     write(root / ".DS_Store")
     write(root / ".thumbnails/a.png")
+    write(root / "__MACOSX/train/0/._a.png")
+    for path in sorted({path.parent for classes in layout.values() for files in classes.values() for path in files}):
+        write(root / path / "@eaDir/a.png/thumbnail.jpg")
     write(root / "README.txt")
     expected = {
         split: {name: [root / path for path in files] for name, files in classes.items()}
@@ -85,6 +94,9 @@ DEFECTS_OF_SPLITS = {
     "another split": lambda root: write(root / "extra" / "a" / "a.png").parents[1],
     "an image in no split": lambda root: write(root / "a.png"),
     "two validation splits": lambda root: [write(root / s / "a" / "a.png") for s in ("val", "validation")] and root,
+    "two training splits": lambda root: write(root / "Training" / "0" / "a.png") and root,
+    "an empty split": lambda root: (root / "test").mkdir() or root / "test",
+    "a split without classes": lambda root: write(root / "test" / "a.png"),
     "no training split": lambda root: move(root / "train", root / "test") or root,
     "a class only in the test split": lambda root: write(root / "test" / "a new one" / "a.png").parent,
 }
@@ -102,8 +114,9 @@ def assert_refused(root: Path, named: Path) -> None:
 @given(layouts(), st.sampled_from(list(DEFECTS)), st.data())
 def test_what_is_out_of_place_is_named(tmp_path_factory, layout, defect, data):
     root = make(tmp_path_factory.getbasetemp() / "bad", layout)
-    split = root / "train" if (root / "train").exists() else root
-    label = split / data.draw(st.sampled_from(sorted(layout["train"])))
+    classes = layout["train"]
+    label = root / classes[data.draw(st.sampled_from(sorted(classes)))][0].parent
+    split = label.parent
     assert_refused(root, DEFECTS[defect](split, label))
 
 
@@ -112,6 +125,35 @@ def test_splits_that_are_out_of_place_are_named(tmp_path, defect):
     for name in "01":
         write(tmp_path / "train" / name / "a.png")
     assert_refused(tmp_path, DEFECTS_OF_SPLITS[defect](tmp_path))
+
+
+HIGH = {
+    "splits of another name": [("a/learn", "a/exam")],
+    "two data sets": [("a/train", "a/test"), ("b/train", "b/test")],
+    "as Kaggle's mnist-as-jpg": [("trainingSet/trainingSet", "trainingSample/trainingSample")],
+}
+FOUND = {"splits of another name": "learn", "two data sets": "a", "as Kaggle's mnist-as-jpg": "trainingSet/trainingSet"}
+
+
+@pytest.mark.parametrize("layout", HIGH)
+def test_a_level_too_high_the_data_set_that_is_meant_is_named(tmp_path, layout):
+    """To move images up, as was once advised, would mix all digits."""
+    for pair in HIGH[layout]:
+        for split, name in itertools.product(pair, "01"):
+            write(tmp_path / split / name / "a.png")
+    with pytest.raises(UserError, match="if a data set is deeper, name it by --dataset: ") as raised:
+        find(tmp_path, SUFFIXES)
+    meant = str(raised.value).split("--dataset: ")[1].split(", ")
+    assert any(path.endswith(FOUND[layout]) for path in meant)
+    for path in meant:
+        assert sorted(find(Path(path), SUFFIXES)["train"]) == ["0", "1"]
+    assert "move" not in str(raised.value)
+
+
+def test_a_level_too_deep_is_told(tmp_path):
+    path = write(tmp_path / "own/0/a.png")
+    with pytest.raises(UserError, match=f"if {path.parent} is one, name the folder above it by --dataset"):
+        find(path.parent, SUFFIXES)
 
 
 def test_other_files_are_left_out_with_a_word(tmp_path):
@@ -162,11 +204,11 @@ def test_a_folder_with_splits_keeps_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for val_size, expected in {None: ("validation", 8, 4), 4: ("validation", 8, 4), 0: ("test", 12, 6)}.items():
         dataset = load("./digits", None, val_size)
-        assert dataset.name == "./digits"  # not the data set of that name
+        assert dataset.name == str(tmp_path / "digits")  # not the data set of that name; found from any directory
         held_out = len(dataset.validation.labels)
         assert (dataset.selection_split, len(dataset.train.labels), held_out) == expected
         assert np.bincount(dataset.test.labels).tolist() == [3, 3]
-    with pytest.raises(UserError, match=r"--val-size 3: \./digits has a validation split, of 4 images"):
+    with pytest.raises(UserError, match=r"--val-size 3: .*/digits has a validation split, of 4 images"):
         load("./digits", None, 3)
 
 
