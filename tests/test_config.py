@@ -89,6 +89,13 @@ def test_a_changed_configuration_is_spelled_out():
         refuse_changes(stored, Config(max_lr=0.03))
 
 
+def test_a_run_that_kept_a_relative_path_is_the_same_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    refuse_changes(Config(dataset="own").to_json(), Config(dataset=str(tmp_path / "own")))
+    with pytest.raises(UserError, match="--dataset was"):
+        refuse_changes(Config(dataset="other").to_json(), Config(dataset=str(tmp_path / "own")))
+
+
 def test_a_run_of_another_version_is_not_resumed_and_told_so():
     """Nobody can repeat an option that there is not."""
     stored = {name: value for name, value in Config().to_json().items() if name != "blur"}

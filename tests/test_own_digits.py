@@ -54,12 +54,15 @@ def initial(tmp_path_factory):
 def finished(folder, initial, tmp_path_factory):
     """A run from trained weights, never interrupted, with its report."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.warns(match="recognises no digit"):
+    with pytest.warns(match="recognises no digit"), pytest.warns(match="has no test split"):
         summary = train(config(folder, workdir, "--initial-weights", initial))
     return workdir, summary
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:of .* the shipped network recognises no digit")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:of .* the shipped network recognises no digit"),
+    pytest.mark.filterwarnings("ignore:.* has no test split"),
+]
 
 
 def test_a_run_says_what_it_was_started_from(finished, folder, initial):
@@ -134,6 +137,35 @@ def test_every_command_uses_its_classes(finished, folder, tmp_path, capsys):
     assert "digits has a class 0, and the network only eins, sieben" in capsys.readouterr().err
 
 
+def test_a_run_is_the_same_however_its_folder_is_spelled(finished, folder, initial, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    for spelling in (folder.name, f"./{folder.name}/", f"../{folder.parent.name}/{folder.name}"):
+        train(config(spelling, finished[0], "--initial-weights", initial))
+        assert "holds a finished run" in capsys.readouterr().out
+
+
+def test_data_that_has_moved_is_named(finished, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    workdir, summary = finished
+    moved = folder.rename(tmp_path / "moved")
+    try:
+        for command in (evaluate, report):
+            with pytest.raises(SystemExit):
+                command.main([str(workdir)])
+            assert f"{folder} is neither a file or folder here" in capsys.readouterr().err
+        figures = json.loads(run(evaluate, capsys, workdir, "--dataset", "moved", "--json"))
+        assert figures["accuracy"] == summary["test_accuracy"]
+        page = run(report, capsys, workdir, "--dataset", "moved", "--output", "again").strip()
+        assert "moved: 19 training" in (tmp_path / page).read_text()
+        left_out = (moved / NAMES[0] / "0.png").rename(tmp_path / "0.png")
+        with pytest.raises(SystemExit):
+            report.main([str(workdir), "--dataset", "moved"])
+        assert "--dataset moved is not the data that the run was trained on" in capsys.readouterr().err
+        left_out.rename(moved / NAMES[0] / "0.png")
+    finally:
+        moved.rename(folder)
+
+
 def test_classes_of_the_same_name_keep_their_outputs():
     network = mnist_flax.load()
     before, after = (
@@ -175,6 +207,14 @@ def test_defaults_suit_what_is_trained():
     scratch = completed(defaults("default", "own", None), "own", 46, 4)
     assert (scratch.epochs, scratch.max_lr) == (500, 0.01)
     assert completed(Config(epochs=3), "own", 46, 4).epochs == 3
+
+
+def test_defaults_of_files_are_those_of_mnist(tmp_path):
+    (tmp_path / "train.csv").touch()
+    for path in (tmp_path / "train.csv", tmp_path):
+        assert parse(["--dataset", str(path)]) == Config(dataset=str(path))
+    finished = completed(Config(), str(path), 55_000, 5_000)
+    assert (finished.epochs, finished.patience) == (10, 5)
 
 
 def test_the_benchmark_trains_as_the_command_does(finished, folder, initial, tmp_path):

@@ -95,7 +95,7 @@ def test_what_is_a_path_here_stays_as_it_is(tmp_path, monkeypatch):
         "a~b",
         "./~x",
         "-",
-        "a:b/c",
+        "ab:c/d",
         "runs/C:x",
         "..",
         "/",
