@@ -4,7 +4,9 @@
 the end, and compares each finished run with one never stopped, bit for bit: parameters of every checkpoint, metrics,
 TensorBoard scalars. It prints where the kills hit and how many steps each had to be done again.
 
-`--foreign-files 100` puts files of others into directories instead: `benchmarks.foreign_files`.
+`--signals 40` sends SIGTERM and Ctrl-C's SIGINT instead, also while a run loads, compiles and draws its report, and
+prints how soon it ended. `--failing-writes 100` makes files fail that a run writes: `benchmarks.failing_writes`.
+`--foreign-files 100` puts files of others into directories: `benchmarks.foreign_files`.
 """
 
 import argparse
@@ -33,14 +35,18 @@ OPTIONS = [
     "8",
     "--patience",
     "0",
-    "--no-report",
     "--checkpoint-every-seconds",
     "0.2",
 ]
+NO_REPORT = "--no-report"
 KILLS_A_RUN = 10
+# By which a run is asked to stop; SIGKILL does not ask.
+ASKED = (signal.SIGTERM, signal.SIGINT)
 # Kinds of moment: what a run is doing when it is killed.
 MOMENTS = ("evaluation", "write of best", "write of last", "records", "final test", "calibration", "steps")
 START = "start"
+# What else can be asked to stop.
+STAGES = ("loading", "compilation", "report")
 TIMES = ("time", "seconds", "images_per_second")
 
 
@@ -51,6 +57,7 @@ steps_begun = 0
 
 def tell_moments() -> None:
     """Make the functions of a run tell when they are at work."""
+    from mnist_flax import train as command
     from mnist_flax.inference import calibration
     from mnist_flax.training import loop, run_files
     from mnist_flax.training.checkpoint import Checkpoints
@@ -87,6 +94,9 @@ def tell_moments() -> None:
     tell(loop, "test_best", lambda *_: "final test")
     tell(calibration, "calibrate_run", lambda *_: "calibration")
     tell(loop, "train_epoch", lambda *_: "steps")
+    tell(command, "_load", lambda *_: "loading")
+    tell(TrainingProgram, "compile", lambda *_: "compilation")
+    tell(command, "_report", lambda *_: "report")
     TrainingProgram.__call__ = counting(TrainingProgram.__call__)
 
 
@@ -95,29 +105,30 @@ def moments() -> list[str]:
     return [kind for kinds in list(at_work.values()) for kind in kinds[-1:]] or [START]
 
 
-def die_in(wanted: str, seed: int, record: Path) -> None:
-    """Wait, in a thread of the run, for a moment of the wanted kind; record what is cut short, and kill the process."""
+def die_in(wanted: str, seed: int, record: Path, number: int) -> None:
+    """Wait, in a thread of the run, for a moment of the wanted kind; record what is cut short, and send the signal."""
     rng = random.Random(seed)
     while wanted != START and moments() == [START]:
         time.sleep(0.01)
-    time.sleep(rng.uniform(0, 3 if wanted == START else 1))
+    time.sleep(rng.uniform(0, 3 if wanted == START else 0 if wanted in STAGES else 1))
     while wanted not in (START, *moments()):
         time.sleep(0.0005)
-    time.sleep(rng.uniform(0, 0.02))
+    time.sleep(rng.uniform(0, 2 if wanted == "report" else 0.02))
     found = moments()
     hit = wanted if wanted in found else found[-1]
-    record.write_text(json.dumps({"wanted": wanted, "hit": hit, "steps": steps_begun}))
-    os.kill(os.getpid(), signal.SIGKILL)
+    record.write_text(json.dumps({"wanted": wanted, "hit": hit, "steps": steps_begun, "at": time.time()}))
+    os.kill(os.getpid(), number)
 
 
 def train(workdir: Path, *arguments: str) -> int:
-    """A training process to its end, in its own words if that is a bad one; its exit status."""
+    """A training process to its end, in its own words if that is a bad one; its exit status as a shell has it."""
     command = [sys.executable, "-m", "benchmarks.faults", *arguments, "--workdir", str(workdir)]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    if done.returncode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"exit status {done.returncode} of {' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return done.returncode
+    status = 128 - done.returncode if done.returncode < 0 else done.returncode
+    if status not in (0, *(128 + number for number in (*ASKED, signal.SIGKILL))) or "Traceback" in done.stderr:
+        raise RuntimeError(f"exit status {status} of {' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return status
 
 
 def records(workdir: Path) -> dict[str, Any]:
@@ -163,29 +174,36 @@ def latest_step(workdir: Path) -> int:
     )
 
 
-def kill_and_resume(num_kills: int, directory: Path, seed: int = 0) -> list[dict[str, Any]]:
-    """Kills, and what each cost.
+def kill_and_resume(
+    num_kills: int, directory: Path, seed: int = 0, numbers: Sequence[int] = (signal.SIGKILL,)
+) -> list[dict[str, Any]]:
+    """Kills by the signals `numbers` in turn, and what each cost.
 
     Raises:
         AssertionError: a run that was killed did not end as the one that was not.
     """
-    train(directory / "whole")
+    asked = tuple(numbers) == ASKED
+    kinds, options = ([*MOMENTS, START, *STAGES], []) if asked else ([*MOMENTS, START], [NO_REPORT])
+    train(directory / "whole", *options)
     expected = records(directory / "whole")
     kills: list[dict[str, Any]] = []
-    kinds = [*MOMENTS, START]
     while len(kills) < num_kills:
         workdir, record = directory / f"run{len(kills)}", directory / "kill.json"
         for _ in range(min(KILLS_A_RUN, num_kills - len(kills))):
-            wanted = kinds[len(kills) % len(kinds)]
-            if train(workdir, "--die", wanted, str(seed + len(kills)), str(record)) == 0:
+            wanted, number = kinds[len(kills) % len(kinds)], numbers[len(kills) % len(numbers)]
+            status = train(workdir, *options, "--die", wanted, str(seed + len(kills)), str(record), str(number))
+            if status == 0:
                 break  # it came to its end first
+            assert status == 128 + number, f"exit status {status} after signal {number}"
             kill = json.loads(record.read_text())
-            kills.append({**kill, "lost": max(kill["steps"] - latest_step(workdir), 0)})
-            print(f"kill {len(kills)}: {kill['hit']} after {kill['steps']} steps", flush=True)
-        train(workdir)
+            seconds, lost = time.time() - kill["at"], max(kill["steps"] - latest_step(workdir), 0)
+            kills.append({**kill, "lost": lost, "seconds": seconds})
+            print(f"kill {len(kills)}: {kill['hit']} after {kill['steps']} steps, {seconds:.2f} s", flush=True)
+        train(workdir, *options)
         found = records(workdir)
         for name, value in expected.items():
             assert found[name] == value, f"{name} of {workdir} differ from those of a run never killed"
+        assert not asked or (workdir / "report/report.html").exists()
     return kills
 
 
@@ -195,8 +213,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--foreign-files", type=int, metavar="DIRECTORIES", help="try these instead")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signals", type=int, metavar="N", help="send N times SIGTERM or SIGINT instead")
+    parser.add_argument("--failing-writes", type=int, metavar="N", help="make writes fail in N runs instead")
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--die", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--die", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument(NO_REPORT, action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -208,9 +229,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if options.die:
             tell_moments()
-            wanted, seed, record = options.die
-            threading.Thread(target=die_in, args=(wanted, int(seed), Path(record)), daemon=True).start()
-        command.train(command.parse([*OPTIONS, "--workdir", str(options.workdir)]))
+            wanted, seed, record, number = options.die
+            who = (wanted, int(seed), Path(record), int(number))
+            threading.Thread(target=die_in, args=who, daemon=True).start()
+        command.main([*OPTIONS, *([NO_REPORT] if options.no_report else []), "--workdir", str(options.workdir)])
+        return
+    if options.failing_writes:
+        from benchmarks import failing_writes
+
+        failing_writes.main(options.failing_writes)
         return
     if options.foreign_files:
         from benchmarks import foreign_files
@@ -219,12 +246,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             foreign_files.main(options.foreign_files, Path(directory), options.seed)
         return
     with tempfile.TemporaryDirectory() as directory:
-        kills = kill_and_resume(options.kills, Path(directory), options.seed)
-    print("| killed during | kills | steps done again, median (most) |\n| --- | --- | --- |")
-    for kind in (*MOMENTS, START):
-        lost = [kill["lost"] for kill in kills if kill["hit"] == kind]
+        asked = options.signals, Path(directory), options.seed, ASKED
+        kills = kill_and_resume(*(asked if options.signals else (options.kills, Path(directory), options.seed)))
+    print("| hit during | kills | steps done again, median (most) | seconds to its end |\n| --- | --- | --- | --- |")
+    for kind in (*MOMENTS, START, *STAGES):
+        lost, seconds = ([kill[name] for kill in kills if kill["hit"] == kind] for name in ("lost", "seconds"))
         if lost:
-            print(f"| {kind} | {len(lost)} | {statistics.median(lost):.0f} ({max(lost)}) |")
+            times = f"{statistics.median(seconds):.1f} ({max(seconds):.1f})"
+            print(f"| {kind} | {len(lost)} | {statistics.median(lost):.0f} ({max(lost)}) | {times} |")
     print(f"{len(kills)} kills; every run ended with the bits of the run that was never killed")
 
 

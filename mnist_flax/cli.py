@@ -1,6 +1,7 @@
 """What all commands share: options that several of them have, how they print, and how they fail."""
 
 import argparse
+import contextvars
 import functools
 import glob
 import io
@@ -11,12 +12,15 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from mnist_flax.errors import UserError
+from mnist_flax.errors import StoppedError, UserError
 from mnist_flax.files import cache_directory, local_path
+
+_whole_process = contextvars.ContextVar("whole process", default=False)
 
 
 def program_name(command: str) -> str:
@@ -92,12 +96,44 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up to seconds
 
 
+def _open_streams() -> None:
+    """Open the standard streams that this process was started without: what is written to them goes nowhere.
+
+    A descriptor that is closed would be that of the next file that is opened, and C++ libraries would write into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free, which is this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the life of the process
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    """Say what was raised where nobody could catch it, unless it has been answered elsewhere.
+
+    If a write fails, TensorStore's threads report to an event loop that has ended with the first of them, and Python
+    closes the file once more.
+    """
+    error = unraisable.exc_value
+    if not isinstance(error, OSError | StoppedError) and str(error) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as a sentence; what JAX says of a damaged file in the compilation cache is acted on instead.
 
     JAX writes such a file in place, and leaves one that is there as it is. If a full disk or a kill cuts one short, it
     warns at every start, and compiles that program every time. So the file is removed, and JAX writes it anew.
     """
+    unwritten = re.match(
+        "Error writing persistent compilation cache entry for .+?: [A-Za-z]+: (.*)", str(message), re.S
+    )
+    if unwritten:  # as for each of a hundred programs
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+        message = f"compiled programs are not kept for the next start ({unwritten[1]})"
     damaged = re.match("Error reading persistent compilation cache entry for '(.+?)'", str(message))
     if not damaged:
         print(f"warning: {message}", file=sys.stderr)
@@ -119,27 +155,61 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., None]:
     def wrapped(arguments: Sequence[str] | None = None) -> None:
         # JAX would take three quarters of a GPU's memory at once; this network needs a thousandth of that.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        _open_streams()
         warnings.showwarning = _show_warning
+        sys.unraisablehook = _show_unraisable
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal without "·", a file name that is no valid text
+        whole_process = _whole_process.set(arguments is None or is_whole_process())
         try:
-            main(sys.argv[1:] if arguments is None else arguments)
-            sys.stdout.flush()
-        except UserError as error:
-            sys.exit(_fail(str(error), 2))
-        except BrokenPipeError:  # the reader, `head` for instance, has closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
-            sys.exit(141)  # 128 + SIGPIPE, as a shell reports it
-        except OSError as error:  # a full disk, a directory without write permission, a missing file
-            where = f"{error.filename}: " if error.filename else ""
-            sys.exit(_fail(f"{where}{error.strerror or error}", 2))
-        except KeyboardInterrupt:
-            sys.exit(_fail("interrupted", 130))
+            _run(main, sys.argv[1:] if arguments is None else arguments)
+        except SystemExit:
+            if arguments is None:  # all is said; what threads and destructors fail at now is no news
+                _discard(sys.stderr)
+            raise
+        finally:
+            _whole_process.reset(whole_process)
 
     return wrapped
 
 
+def is_whole_process() -> bool:
+    """Whether this process was started for the command that runs, and not by somebody's program that calls it."""
+    return _whole_process.get()
+
+
+def _run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """Run a command's `main`, and exit with a sentence if it fails."""
+    try:
+        main(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except BrokenPipeError:  # the reader, `head` for instance, has closed the pipe
+        sys.exit(_fail("", 141))  # 128 + SIGPIPE, as a shell reports it
+    except OSError as error:  # a full disk, a directory without write permission, a missing file
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_fail(f"{where}{error.strerror or error}", 2))
+    except StoppedError as error:
+        sys.exit(_fail(str(error), 128 + error.signal))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    """Say why a command fails. A stream that cannot be written to would fail once more at the exit of Python."""
+    if message:
+        with suppress(OSError):
+            print(f"error: {message}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _discard(stream)
     return status
+
+
+def _discard(stream: TextIO) -> None:
+    """From now on nothing is printed to a stream, neither by Python nor by C++."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Paths as options give them; files written whole or not at all, and not over others'; JSON with an error that helps."""
+"""Paths as options give them; files written whole or not at all, never over others'; JSON with helpful errors."""
 
 import hashlib
 import json
@@ -89,6 +89,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
+    except OSError as error:  # which names the temporary file, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import simple_parsing
 
-from mnist_flax.cli import ArgumentParser, command, use_compilation_cache
+from mnist_flax.cli import ArgumentParser, command, is_whole_process, use_compilation_cache
 from mnist_flax.config import NAMES, Config, require_dataset, validate
 from mnist_flax.errors import UserError
 from mnist_flax.files import expanded, local_path
@@ -21,7 +21,7 @@ from mnist_flax.training.run_directory import read_config
 if TYPE_CHECKING:
     from mnist_flax.data import Dataset
     from mnist_flax.kernels import Choice
-    from mnist_flax.training.coordination import Interruption
+    from mnist_flax.training.signals import Interruption
 
 
 class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
@@ -62,9 +62,10 @@ def parse(arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     config = parse(arguments)
-    from mnist_flax.training import job
+    from mnist_flax.training import job, signals
 
-    with job.signals() as interruption, job.leaving_at_once() if config.distributed else nullcontext():
+    grace = signals.GRACE + job.LEAVE_SECONDS * config.distributed if is_whole_process() else None
+    with signals.answered(grace) as interruption, job.leaving_at_once() if config.distributed else nullcontext():
         train(config, interruption)
 
 
@@ -74,10 +75,11 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     Raises:
         UserError: something is wrong that the user can put right; nothing is lost.
         SystemExit: a signal asked the run to stop; it has saved and said how to go on.
+        StoppedError: a signal came where there was nothing to save.
     """
-    from mnist_flax.training import coordination, job, run_directory
+    from mnist_flax.training import job, run_directory, signals
 
-    interruption = interruption or coordination.Interruption()
+    interruption = interruption or signals.Interruption()
     require_dataset(config.dataset)
     _require_apart(config)
     run_directory.require_writable(config.workdir)
@@ -89,31 +91,26 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
     if not config.no_compilation_cache:
         use_compilation_cache()
     if config.distributed:
-        job.join(interruption)
+        job.join()
     dataset = _load(config)
     held_out = 0 if dataset.selection_split == "test" else len(dataset.validation.labels)
     config = completed(config, dataset.name, len(dataset.train.labels), held_out)
     if config.distributed:
-        agreement.require_agreement(config, dataset, interruption)
+        agreement.require_agreement(config, dataset)
     devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
     is_main = jax.process_index() == 0
     chosen = _kernels(config, mesh.platform_of(devices), is_main)
     initial, teachers = _initial(config, dataset), _teachers(config, dataset)
     with run_directory.claimed(config) if is_main else nullcontext():
         mesh.wait_for_all("the run directory is claimed")
-        if summary := records.read_summary(config.workdir):
-            if is_main:
-                print(_nothing_done(config, summary))
-                _calibrate(config, dataset)  # the run may have been killed before that
-            return summary
-        summary = loop.carry_out(run.prepare(config, dataset, devices, chosen, initial, teachers), interruption)
-        if is_main:
+        summary = records.read_summary(config.workdir)
+        if summary is None:
+            summary = loop.carry_out(run.prepare(config, dataset, devices, chosen, initial, teachers), interruption)
+        elif is_main:
+            print(_finished(config, summary), flush=True)
+        if is_main:  # also of a finished run: it may have been stopped before this
             _calibrate(config, dataset)
-            if not config.no_report:
-                from mnist_flax.views.report import write_report
-
-                page = write_report([config.workdir], config.workdir / "report", config.data_dir, dataset)
-                print(f"Report         {page}")
+            _report(config, dataset)
     return summary
 
 
@@ -187,11 +184,21 @@ def _calibrate(config: Config, dataset: "Dataset") -> None:
     calibrate_run(config, dataset, redraw)
 
 
-def _nothing_done(config: Config, summary: dict[str, Any]) -> str:
+def _report(config: Config, dataset: "Dataset") -> None:
+    """Draw a finished run's report, unless that is done or not wanted; imported only then, for the same reason."""
+    directory = config.workdir / "report"
+    if config.no_report or (directory / "report.html").exists():
+        return
+    from mnist_flax.views.report import write_report
+
+    print(f"Report         {write_report([config.workdir], directory, config.data_dir, dataset)}")
+
+
+def _finished(config: Config, summary: dict[str, Any]) -> str:
     return (
         f"{config.workdir} holds a finished run: test accuracy {summary['test_accuracy']:.2%} on {summary['dataset']} "
-        f"after {summary['epochs_run']} epochs. Nothing was done: choose another --workdir to train again; --overwrite "
-        "would delete this run."
+        f"after {summary['epochs_run']} epochs. Nothing was trained: choose another --workdir to train again; "
+        "--overwrite would delete this run."
     )
 
 

@@ -1,6 +1,8 @@
+import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -131,3 +133,64 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("closed", [closed for n in (1, 2, 3) for closed in itertools.combinations(range(3), n)])
+def test_closed_standard_streams_lead_nowhere(closed, tmp_path):
+    """Not into the file that is opened next, which would get their descriptor, nor to an AttributeError."""
+    program = """
+import os, subprocess, sys
+from mnist_flax import cli
+from mnist_flax.errors import UserError
+
+def main(arguments):
+    with open("file", "w") as file:
+        print("to the user")
+        os.write(1, b"by C\\n")
+        os.write(2, b"by C\\n")
+        subprocess.run([sys.executable, "-c", "print(input())"], check=sys.stdin.isatty())
+        file.write(f"{file.fileno() > 2} {sys.stdin.read()!r}")
+    raise UserError("the reason")
+
+cli.command(main)()
+"""
+    close = " ".join(f"{stream}<&-" for stream in closed)
+    command = ["sh", "-c", f'exec "$0" -W error -c "$1" {close}', sys.executable, program]
+    done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (tmp_path / "file").read_text() == "True ''"
+    assert ("to the user\n" in done.stdout) == (1 not in closed)
+    assert done.stderr.endswith("error: the reason\n") == (2 not in closed)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file that is always full")
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_a_stream_that_is_full_is_one_sentence_at_most(full):
+    program = "import sys; from mnist_flax import cli; cli.command(lambda _: print('x', file=sys.{}, flush=True))()"
+    streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with open("/dev/full", "w") as device:
+        command = [sys.executable, "-c", program.format(full)]
+        done = subprocess.run(command, **{**streams, full: device}, text=True, check=False)
+    assert (done.returncode, done.stdout or "") == (2, "")
+    assert done.stderr in (None, "error: No space left on device\n")
+
+
+def test_a_compilation_cache_that_cannot_be_written_is_said_once(tmp_path):
+    program = """
+import resource
+from mnist_flax import cli
+
+def main(arguments):
+    import jax
+    cli.use_compilation_cache()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
+    print(jax.jit(lambda x: 3 * x)(2.0), jax.jit(lambda x: 4 * x)(2.0))
+
+cli.command(main)()
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "6.0 8.0\n"
+    said = r"warning: compiled programs are not kept for the next start \(\[Errno 27\] File too large.*\)\n"
+    assert re.fullmatch(said, done.stderr)

@@ -344,12 +344,15 @@ def test_several_seeds(tmp_path):
 def test_a_second_ctrl_c_ends_a_run_that_is_about_to_end():
     """The first has been acted on, and the interpreter is on its way out: no traceback of whatever it was doing."""
     program = """
-import os, signal
-from mnist_flax.training import job
-with job.signals() as interruption:
-    os.kill(os.getpid(), signal.SIGINT)
-assert interruption.signal == signal.SIGINT
+import os, signal, time
+from mnist_flax.training import signals
+try:
+    with signals.answered(60) as interruption, interruption.note():
+        os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt as stopped:
+    assert stopped.signal == signal.SIGINT
 os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 130

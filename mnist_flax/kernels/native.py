@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -132,8 +133,10 @@ def _processor() -> str:
 
 
 def _first_error(text: str) -> str:
-    lines = text.splitlines()
-    return next((line for line in lines if "error" in line), lines[-1] if lines else "it said nothing")
+    """Why a compiler failed: the first line of what it printed that says so, not the last, of the program around it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = (line for line in lines if re.search("error|failed|fatal|cannot|No space left", line, re.IGNORECASE))
+    return next(said, lines[-1] if lines else "it said nothing")
 
 
 @jax.tree_util.register_dataclass

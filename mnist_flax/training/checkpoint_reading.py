@@ -3,7 +3,6 @@
 `explained` is for writing them too.
 """
 
-import errno
 import gc
 import logging
 import os
@@ -22,7 +21,6 @@ from mnist_flax.training import checkpoint_files
 from mnist_flax.training.checkpoint_files import Ours, numbered
 from mnist_flax.training.sums import SUMS
 
-_KNOWN = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG
 _USABLE = "sound", "unlisted"
 DAMAGE = "its files are not those that were saved"
 UNLISTED = f"has lost its {SUMS}, as in a copy, but all of it can be read, so it is used"
@@ -147,10 +145,18 @@ def explained(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        known = next((text for text in map(os.strerror, _KNOWN) if text in reason), None)
-        if "tree structures do not match" in reason:
-            known = "another version of mnist_flax wrote it; use that one, or train anew with --overwrite"
-        raise UserError(f"{what}: {known or reason[:300]}") from error
+        level = logging.CRITICAL  # Orbax's threads have yet to log it
+        raise UserError(f"{what}: {_reason(error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """Why something failed, in a few words: the system's, if it is the system that refused."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "tree structures do not match" in text:
+        return "another version of mnist_flax wrote it; use that one, or train anew with --overwrite"
+    # TensorStore's errors are no OSError, but end in the number of one.
+    if number := getattr(error, "errno", None) or next(iter(re.findall(r"os_error_code='(\d+)'", text)), None):
+        return os.strerror(int(number))
+    return text[:300]

@@ -5,32 +5,12 @@ private one.
 """
 
 import concurrent.futures
-import signal
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 # The others may still be loading, or downloading, their data. If one of them dies, JAX ends the wait.
 ONE_DAY = 24 * 3600 * 1000  # milliseconds
-
-
-class Interruption:
-    """Which signal, if any, has asked the run to stop at the next opportunity."""
-
-    signal: int | None = None
-
-
-class StoppedError(Exception):
-    """A signal arrived while this process waited for the others.
-
-    Attributes:
-        signal: its number.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} before the first step")
-        self.signal = number
 
 
 def state() -> Any:
@@ -54,32 +34,24 @@ def in_thread(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:
     return future
 
 
-def wait(call: Callable[[], Any], interruption: Interruption, seconds: float = float("inf")) -> Any:
+def wait(call: Callable[[], Any], seconds: float | None = None) -> Any:
     """Make a blocking call in a thread, so that this process can answer signals meanwhile.
 
     Raises:
-        StoppedError: a signal came.
         TimeoutError: the call took more than `seconds`.
     """
-    future = in_thread(call)
-    deadline = time.monotonic() + seconds
-    while not concurrent.futures.wait([future], timeout=0.1).done:
-        if interruption.signal:
-            raise StoppedError(interruption.signal)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return future.result()
+    return in_thread(call).result(seconds)
 
 
-def meet(where: str, interruption: Interruption) -> None:
+def meet(where: str) -> None:
     """Return when every process of the job has come to this place in the program, whose name is `where`."""
-    wait(lambda: state().client.wait_at_barrier(f"mnist_flax/{where}", ONE_DAY), interruption)
+    wait(lambda: state().client.wait_at_barrier(f"mnist_flax/{where}", ONE_DAY))
 
 
-def from_process_0(name: str, value: str, interruption: Interruption) -> str:
+def from_process_0(name: str, value: str) -> str:
     """Return the `value` that process 0 calls this with."""
     key = f"mnist_flax/{name}"
     if state().process_id == 0:
         state().client.key_value_set(key, value)
         return value
-    return wait(lambda: state().client.blocking_key_value_get(key, ONE_DAY), interruption)
+    return wait(lambda: state().client.blocking_key_value_get(key, ONE_DAY))

@@ -1,19 +1,19 @@
-"""A run as one process of a job: which signals it answers, how it joins the others, how all end together."""
+"""A run as one process of a job: how it joins the others, and how all end together."""
 
 import concurrent.futures
 import errno
 import os
-import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from mnist_flax.errors import UserError
-from mnist_flax.training.coordination import ONE_DAY, Interruption, StoppedError, in_thread, state, wait
+from mnist_flax.errors import StoppedError, UserError
+from mnist_flax.training.coordination import ONE_DAY, in_thread, state, wait
+from mnist_flax.training.signals import end
 
 # How long a process waits for all others to start.
 JOIN_SECONDS = 120
@@ -25,31 +25,7 @@ LEAVE_SECONDS = 5
 _ENDED = "mnist_flax/ended"
 
 
-@contextmanager
-def signals() -> Iterator[Interruption]:
-    """Note SIGTERM and Ctrl-C for the training loop to act on; act at once on a second Ctrl-C."""
-    interruption = Interruption()
-
-    def note(number: int, frame: Any) -> None:
-        interruption.signal = number
-        signal.signal(signal.SIGINT, leave)
-        print("\nstopping as soon as the steps under way are done; Ctrl-C to stop at once", file=sys.stderr)
-
-    def leave(number: int, frame: Any) -> None:
-        # Not by an exception: Orbax's threads, cut off in the middle of a save, would print tracebacks.
-        print("error: interrupted", file=sys.stderr, flush=True)
-        os._exit(128 + number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interruption
-    finally:
-        if not interruption.signal:  # else this process is about to end, and a second Ctrl-C still ends it at once
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def join(interruption: Interruption) -> None:
+def join() -> None:
     """Join the other processes of the job to which JAX finds that this one belongs; end this one if they do not come.
 
     Raises:
@@ -57,7 +33,7 @@ def join(interruption: Interruption) -> None:
     """
     import jax
 
-    address, num_processes, process = wait(_find, interruption)
+    address, num_processes, process = wait(_find)
     # JAX's preemption service would handle SIGTERM in place of our own handler, and Ctrl-C not at all.
     jax.config.update("jax_enable_preemption_service", False)
     if process == 0:
@@ -74,7 +50,7 @@ def join(interruption: Interruption) -> None:
 
     where = f"the job's {num_processes} processes to meet at {address}"
     try:
-        wait(initialize, interruption, JOIN_SECONDS)
+        wait(initialize, JOIN_SECONDS)
     except StoppedError as error:  # a thread is still inside JAX, which aborts whatever else one does
         _leave(str(error), 128 + error.signal)
     except TimeoutError:
@@ -229,7 +205,6 @@ def _one_line(error: Exception) -> str:
 
 
 def _leave(reason: str, status: int) -> NoReturn:
-    print(f"error: {reason}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    end(reason, status)

@@ -19,7 +19,6 @@ from mnist_flax.data import SIDE
 from mnist_flax.errors import UserError
 from mnist_flax.step import Totals
 from mnist_flax.training import messages
-from mnist_flax.training.coordination import Interruption
 from mnist_flax.training.debugging import describe_divergence
 from mnist_flax.training.mesh import BY_REPLICA, RUN_ONCE, place, to_host
 from mnist_flax.training.programs import zero_totals
@@ -27,6 +26,7 @@ from mnist_flax.training.records import epoch_row, model_card, summary_of
 from mnist_flax.training.run import Progress, Run, from_trained, of_replica, start
 from mnist_flax.training.run_files import RunFiles
 from mnist_flax.training.selection import best_kept_epoch, still_training
+from mnist_flax.training.signals import Interruption
 
 
 def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
     Raises:
         UserError: training has diverged, or files cannot be read or written; nothing is lost.
         SystemExit: a signal asked the run to stop; it has saved and said how to go on.
+        StoppedError: a signal came where there was nothing to save.
     """
     with RunFiles(run) as files:
         console = messages.Console(run, shown=files.is_main)
@@ -78,13 +79,14 @@ def _train(run: Run, progress: Progress, files: RunFiles, console: messages.Cons
 
     try:
         console.start_bar(progress.step)
-        while (running := still_training(progress.histories, run.config)).any():
-            progress = train_epoch(run, progress, files, console, between_chunks)
-            progress = finish_epoch(run, progress, files, running)
-            saved_at = time.monotonic()
-            console.say(messages.epoch_line([progress.histories[i][-1] for i in np.flatnonzero(running)]))
-            if still_training(progress.histories, run.config).any():
-                between_chunks(progress)
+        with interruption.note():
+            while (running := still_training(progress.histories, run.config)).any():
+                progress = train_epoch(run, progress, files, console, between_chunks)
+                progress = finish_epoch(run, progress, files, running)
+                saved_at = time.monotonic()
+                console.say(messages.epoch_line([progress.histories[i][-1] for i in np.flatnonzero(running)]))
+                if still_training(progress.histories, run.config).any():
+                    between_chunks(progress)
         return progress
     finally:
         console.close()

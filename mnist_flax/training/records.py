@@ -4,6 +4,7 @@ A run's history, a row for each epoch, is part of its `last` checkpoint. A resum
 events anew from it, so that no row is missing or doubled, wherever the run was killed.
 """
 
+import contextlib
 import json
 import platform
 import sys
@@ -172,30 +173,47 @@ def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]]
     }
 
 
-def _summary_writer_class() -> Any:
-    """The `SummaryWriter` of tensorboardX, imported as if PyTorch were not installed.
+def _tensorboardx() -> Any:
+    """tensorboardX, imported as if PyTorch were not installed.
 
     If PyTorch is installed, tensorboardX imports it to recognise its tensors. We have none, and it takes a second.
     """
     if hidden := "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment] - so that importing it is an ImportError
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX
+        import tensorboardX.event_file_writer
     finally:
         if hidden:
             del sys.modules["torch"]
-    return SummaryWriter
+    return tensorboardX
 
 
-def _signed_writer(directory: Path) -> Any:
-    """A `SummaryWriter` whose file says that we wrote it, by name and by a message that TensorBoard ignores."""
-    writer = _summary_writer_class()(str(directory), filename_suffix=EVENTS_SUFFIX)
-    from tensorboardX.proto import event_pb2
+class _Events:
+    """A file of TensorBoard events that says that we wrote it, by name and by a message that TensorBoard ignores.
 
-    event: Any = event_pb2.Event()  # pyright: ignore[reportAttributeAccessIssue] - generated code
-    event.log_message.message = SIGN
-    writer.file_writer.add_event(event)
-    return writer
+    Events are written at once, not by tensorboardX's `SummaryWriter`: if a write fails, its thread ends with a
+    traceback, and whoever writes the next event waits for it for ever.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._tensorboardx = _tensorboardx()
+        self.summary = self._tensorboardx.summary
+        directory.mkdir(exist_ok=True)
+        self._file = self._tensorboardx.event_file_writer.EventsWriter(str(directory / "events"), EVENTS_SUFFIX)
+        self._write(log_message={"message": SIGN})
+
+    def add(self, summary: Any, wall_time: float | None = None, step: int = 0) -> None:
+        self._write(summary=summary, step=step, wall_time=wall_time)
+
+    def _write(self, wall_time: float | None = None, **event: Any) -> None:
+        self._file.write_event(self._tensorboardx.proto.event_pb2.Event(wall_time=wall_time or time.time(), **event))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class TensorBoard:
@@ -205,21 +223,21 @@ class TensorBoard:
         self._results = directory / "hparams"
         for events in (*events_in(directory), *events_in(self._results)):
             events.unlink()
-        self._writer = _signed_writer(directory)
+        self._events = _Events(directory)
         for row in history:
             self.add_epoch(row)
 
     def add_epoch(self, row: Row) -> None:
         """Write the scalars of one epoch."""
         for tag, name in _SCALARS.items():
-            self._writer.add_scalar(tag, row[name], row["epoch"], walltime=row["time"])
-        self._writer.flush()
+            self._events.add(self._events.summary.scalar(tag, row[name]), row["time"], row["epoch"])
+        self._events.flush()
 
     def add_grid(self, tag: str, images: UInt8[np.ndarray, "n h w"], columns: int) -> None:
         """Write one picture of all images, `columns` to a row."""
         n, height, width = images.shape
         grid = images.reshape(n // columns, columns, height, width).transpose(0, 2, 1, 3)
-        self._writer.add_image(tag, grid.reshape(-1, columns * width), dataformats="HW")
+        self._events.add(self._events.summary.image(tag, grid.reshape(-1, columns * width), dataformats="HW"))
 
     def add_result(self, options: dict[str, Any], result: dict[str, float]) -> None:
         """Write the hyper-parameters with the final figures (TensorBoard's HPARAMS tab)."""
@@ -227,15 +245,11 @@ class TensorBoard:
             name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
         }
         figures = {f"result/{name}": value for name, value in result.items()}
-        # Not by `add_hparams`, which gives its file a name that does not say whose it is.
-        with _signed_writer(self._results) as writer:
-            from tensorboardX.summary import hparams
-
-            for part in hparams(shown, figures):
-                writer.file_writer.add_summary(part)
-            for tag, value in figures.items():
-                writer.add_scalar(tag, value)
+        with contextlib.closing(_Events(self._results)) as events:
+            scalars = (events.summary.scalar(tag, value) for tag, value in figures.items())
+            for part in (*events.summary.hparams(shown, figures), *scalars):
+                events.add(part)
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        self._events.close()

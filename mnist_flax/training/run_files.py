@@ -3,9 +3,9 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent import futures
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.files import write_json
 from mnist_flax.step import Totals
 from mnist_flax.training.checkpoint import Checkpoints, resumable
-from mnist_flax.training.checkpoint_reading import none_left
+from mnist_flax.training.checkpoint_reading import explained, none_left
 from mnist_flax.training.contents import HISTORY, SUMMARY, Recorded, directories_of, directories_of_checkpoints
 from mnist_flax.training.coordination import in_thread
 from mnist_flax.training.mesh import to_host
@@ -24,7 +24,7 @@ from mnist_flax.training.run import Progress, Run, of_replica
 from mnist_flax.training.selection import Row, best_epoch
 
 
-class RunFiles:
+class RunFiles(AbstractContextManager[Any]):
     """A run's `last` checkpoint, and of each seed its `best` checkpoint, `metrics.jsonl` and TensorBoard events.
 
     A run of several seeds keeps each seed's files in a directory of its own. All processes of a job write checkpoints;
@@ -76,8 +76,9 @@ class RunFiles:
     def open_records(self, histories: list[list[Row]]) -> None:
         """Start TensorBoard's events anew, from the histories."""
         if self.is_main:
-            pairs = zip(self.directories, histories, strict=True)
-            self.boards = [TensorBoard(directory, history) for directory, history in pairs]
+            with _recording(self.workdir):
+                pairs = zip(self.directories, histories, strict=True)
+                self.boards = [TensorBoard(directory, history) for directory, history in pairs]
 
     def save_epoch(self, progress: Progress, cards: Mapping[int, dict[str, Any]], finished: Sequence[int]) -> None:
         """Write what the replicas `finished` leave after another epoch, in a thread if that may be.
@@ -97,9 +98,10 @@ class RunFiles:
             self.best[i].save(card["step"], of_replica(variables, i), card)
         self._write_last(progress)
         if self.is_main:
-            for i in finished:
-                write_history(self.directories[i], progress.histories[i])
-                self.boards[i].add_epoch(progress.histories[i][-1])
+            with _recording(self.workdir):
+                for i in finished:
+                    write_history(self.directories[i], progress.histories[i])
+                    self.boards[i].add_epoch(progress.histories[i][-1])
 
     def save_last(self, progress: Progress) -> None:
         """Write all that the run needs to go on from here, unless that is done."""
@@ -132,22 +134,27 @@ class RunFiles:
     def write_summary(self, summary: dict[str, Any], config: dict[str, Any]) -> None:
         """Write `summary.json`, and its figures into TensorBoard."""
         if self.is_main:
-            for board, result in zip(self.boards, summary.get("seeds", [summary]), strict=True):
-                shown = {name: result[name] for name in ("val_accuracy", "test_accuracy", "test_loss")}
-                board.add_result({**config, "seed": result["seed"]}, shown)
-            write_json(self.workdir / SUMMARY, summary)
+            with _recording(self.workdir):
+                for board, result in zip(self.boards, summary.get("seeds", [summary]), strict=True):
+                    shown = {name: result[name] for name in ("val_accuracy", "test_accuracy", "test_loss")}
+                    board.add_result({**config, "seed": result["seed"]}, shown)
+                write_json(self.workdir / SUMMARY, summary)
 
-    def __enter__(self) -> "RunFiles":
-        """Nothing is opened here; leaving closes all."""
-        return self
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Flush and release what is open; what is being written is finished first.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Flush and release what is open; what is being written is finished first."""
-        futures.wait([self._writing])
-        for board in self.boards:
-            board.close()
+        Raises:
+            UserError: that failed, and nothing did before: a failed write can fail again when its file is closed.
+        """
+        failed = isinstance(error, Exception)
+        with suppress(UserError) if failed else nullcontext(), _recording(self.workdir), ExitStack() as open_files:
+            for board in self.boards:
+                open_files.callback(board.close)
+            self._writing.result()
+
+
+def _recording(workdir: Path) -> AbstractContextManager[None]:
+    return explained(f"cannot write to {workdir}")
 
 
 def _require_nothing_lost(last: Checkpoints, directories: Sequence[Path], bests: Sequence[Checkpoints]) -> None:

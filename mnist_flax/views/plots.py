@@ -54,9 +54,10 @@ def save(figures: dict[str, Figure], directory: Path) -> dict[str, Path]:
     directory.mkdir(parents=True, exist_ok=True)
     files = {caption: directory / f"{caption.lower().replace(' ', '-')}.png" for caption in figures}
     require_ours(*files.values())
-    for caption, file in files.items():
-        picture = io.BytesIO()
-        figures[caption].savefig(picture, dpi=110, metadata={"Software": SIGN})
+    pictures = {file: io.BytesIO() for file in files.values()}
+    for caption, file in files.items():  # drawing takes seconds: if it is stopped, none is written
+        figures[caption].savefig(pictures[file], dpi=110, metadata={"Software": SIGN})
+    for file, picture in pictures.items():
         write_bytes(file, picture.getvalue())
     return files
 

@@ -49,14 +49,11 @@ def write_report(
     evaluation = measure(network, dataset.test, 0)
     images = dataset.train.images[:_SAMPLES]
     samples = _augmented(images, config)
-    plots.save(
-        {
-            "Learning curves": charts.learning_curves(histories),
-            **plots.of_network(*evaluation),
-            "Augmentation": plots.image_grid(samples.reshape(-1, *samples.shape[2:])),
-        },
-        output,
-    )
+    figures = {
+        "Learning curves": charts.learning_curves(histories),
+        **plots.of_network(*evaluation),
+        "Augmentation": plots.image_grid(samples.reshape(-1, *samples.shape[2:])),
+    }
     names = ", ".join(str(run.path) for run in every)
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         sign=SIGN,
@@ -78,8 +75,9 @@ def write_report(
         **sections.curves(histories),
         **sections.mistakes(dataset.test, evaluation.log_probabilities, network.class_names),
     )
+    plots.save(figures, output)
     path = output / "report.html"
-    write_text(path, page)
+    write_text(path, page)  # last: where it is, the report is whole
     return path
 
 

@@ -143,6 +143,6 @@ def test_signal_while_waiting(tmp_path, number):
     process.send_signal(number)
     _, error = process.communicate(timeout=10)
     assert process.returncode == 128 + number
-    assert error.endswith(f"error: stopped by {signal.Signals(number).name} before the first step\n")
+    assert error.endswith(f"error: stopped by {signal.Signals(number).name}; run the same command again to go on\n")
     assert "Traceback" not in error
     assert_nothing_written(tmp_path)

@@ -1,8 +1,15 @@
 """What an epoch leaves is written while the next one is trained."""
 
+import ctypes
+import errno
 import functools
+import gc
+import re
+import shutil
+import sys
 import threading
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import failing_writes
+from mnist_flax import cli
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 from mnist_flax.kernels import Choice
@@ -143,8 +152,67 @@ def test_what_goes_wrong_is_raised_by_whatever_comes_next(tmp_path, monkeypatch)
         lambda written: written.save_epoch(started(), {}, []),
         lambda written: written.save_last(started()),
         lambda written: written.restore_best(started()),
+        lambda written: None,
     ):
-        with files(tmp_path) as written:
-            written.save_epoch(started(), {}, [])
-            with pytest.raises(UserError, match="the disk is full"):
-                then(written)
+        written = files(tmp_path)
+        written.save_epoch(started(), {}, [])
+        with pytest.raises(UserError, match="the disk is full"), written:
+            then(written)
+
+
+def write_a_run(workdir, completed):
+    """What is left to write of two epochs in which nothing is trained; each is added to `completed` once it is."""
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "grad_norm")
+    row = dict.fromkeys((*names, "images_per_second", "time", "val_size"), 0.5)
+    rows = [{**row, "epoch": epoch, "step": epoch} for epoch in (1, 2)]
+    with files(workdir) as written:
+        progress = written.restore(started()) or started()
+        state, done = jax.tree.map(jnp.copy, progress.state), len(progress.histories[0])
+        written.open_records(progress.histories)
+        for epoch in range(done + 1, 3):
+            state = advance(state)
+            progress = progress._replace(state=state, histories=[rows[:epoch], rows[:epoch]])
+            written.save_epoch(progress, {1: rows[epoch - 1], 0: rows[epoch - 1]}, [0, 1])
+            written.save_last(progress)
+            completed.append(epoch)
+        results = [{"seed": seed, "val_accuracy": 0.5, "test_accuracy": 0.5, "test_loss": 0.5} for seed in (3, 4)]
+        written.write_summary({"seeds": results}, {})
+
+
+def write_runs_that_fail(directory):
+    """In a process whose calls can be made to fail: at calls of every kind, alone or with all that follow."""
+    library = ctypes.CDLL(None)
+    with failing_writes.failing(library, directory / "whole", 0, 0, 0):
+        write_a_run(directory / "whole", [])
+        num_calls = library.num_calls()
+    assert num_calls > 200
+    tries = 8
+    for i in range(tries):
+        workdir, completed, error = directory / str(i), [], (errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EDQUOT)[i % 4]
+        first = 1 + i * num_calls // tries
+        last = first if i // 2 % 2 else failing_writes.EVER
+        with failing_writes.failing(library, workdir, first, last, error), pytest.raises(SystemExit) as end:
+            cli.command(lambda _, at=workdir, completed=completed: write_a_run(at, completed))([])
+        assert end.value.code == 2
+        gc.collect()  # what destructors say is said now
+        saved, left = max(completed, default=0), []
+        write_a_run(workdir, left)
+        # The epoch that was cut short may be saved, as it is if only its records could not be written.
+        assert left in ([*range(saved + 1, 3)], [*range(saved + 2, 3)])
+
+
+def test_whatever_cannot_be_written_it_is_said_in_one_sentence_and_what_was_saved_stays(tmp_path):
+    if sys.platform != "linux" or not shutil.which("cc"):
+        pytest.skip("needs Linux and a C compiler, to make calls fail")
+    program = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+from pathlib import Path
+import test_run_files
+test_run_files.write_runs_that_fail(Path({str(tmp_path)!r}))
+"""
+    said = failing_writes.run(program).splitlines()
+    assert len(said) == 8
+    reasons = "No space left on device|Input/output error|Stale file handle|Disk quota exceeded"
+    for line in said:
+        assert re.fullmatch(rf"error: cannot (use|write|delete) .+: ({reasons})", line)
