@@ -14,8 +14,21 @@
 // For each tap, it is loaded once for each pixel, and its weight once for each channel, which a load copies to all
 // lanes. So a tile of P pixels and C channels takes P + C loads for P * C multiply-adds: see `multiply_add`.
 //
+// That is the direct form. Minimal filtering (Winograd) halves the multiply-adds of a 3x3 kernel. Four neighbouring
+// outputs are a group. Each part below is a row like the one above, but has one pixel for each group, whose tap is one
+// channel; it has weights of its own, and tiles of groups x channels. The six parts of the output are then combined:
+//
+//      input row   a b c d e f g h i j ...       a, b, ... : pixels; group 0 depends on a to f, group 1 on e to j, ...
+//                  v          six sums of the six pixels, for each channel: `from_inputs`
+//      part 0      A0 E0 I0 ...
+//       ...                   each is multiplied with its weights: `output_tiles`
+//      part 5      A5 E5 I5 ...
+//                  v          four sums of the six parts: `to_outputs`
+//      output row  a b c d e f g h ...
+//
 // - The gradient of the inputs is the same function with the kernel turned round and the other padding.
-// - The gradient of the kernel has tiles of taps x channels, runs over pixels, and in the end adds up the lanes.
+// - The gradient of the kernel has tiles of taps x channels, runs over pixels or groups, and in the end adds up the
+//   lanes. With minimal filtering it takes the same six parts of the inputs, and six of the cotangent.
 // - A row is normalised as it is copied into the cache, just before it is convolved: see `Rows`.
 // - Each pack is a task for XLA's threads, and has sums of its own: see `parallel_sums`.
 
@@ -49,15 +62,14 @@ constexpr int kLanes = 4, kPixels = 5;
 constexpr int kLanes = 8, kPixels = 3;
 #endif
 constexpr int kChannels = 4;
-// The gradient of the kernel runs over so much of the cotangent before the next tile: most of a first-level cache.
-constexpr int64_t kBlockBytes = 20000;
-constexpr int64_t kCacheLine = 64;
-// A tile asks for so many lines of the next row: enough for the tiles of a row of a 3x3 layer to ask for all.
-constexpr int kLinesAhead = 6;
-
+// The gradient of the kernel takes so many rows at once. Fewer, and the loads and stores of its sums take longer; more,
+// and a part of them is too much for a first-level cache.
+constexpr int64_t kBlock = 4;
 // A vector of floats, as GCC and Clang have it; they make AVX, NEON or SSE of it.
 typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));
 using Vecs = std::vector<Vec>;
+
+constexpr int64_t kLine = 64 / sizeof(Vec);  // vectors in a line of the cache
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t whole_tiles(int64_t channels) { return ceil_div(channels, kChannels) * kChannels; }
@@ -69,39 +81,136 @@ struct Size {
   int64_t whole() const { return height * row(); }
 };
 
-// The last few rows of a pack, with zeros left and right, that are worked on: so few that they stay in the cache. They
-// are written one after the other, each in the place of one that is not needed any more.
+// ------------------------------------------------------------------------------------------------ minimal filtering
+
+// Winograd's F(4, 3): four outputs of a filter of three weights by six multiplications instead of twelve. `from_inputs`
+// and `from_filter` give their factors, and `to_outputs` takes their results. For the gradients there are the
+// transposes of the last two: `from_outputs` and `to_filter`.
+constexpr int64_t kOutputs = 4, kParts = 6;
+
+inline void from_inputs(const Vec* d, int64_t step, Vec* to, int64_t to_step) {
+  const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+  const Vec even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1, even2 = d4 - d2, odd2 = d3 - d1;
+  to[0] = 4.0f * d0 + (d4 - 5.0f * d2);
+  to[to_step] = even + odd;
+  to[2 * to_step] = even - odd;
+  to[3 * to_step] = even2 + 2.0f * odd2;
+  to[4 * to_step] = even2 - 2.0f * odd2;
+  to[5 * to_step] = 4.0f * d1 + (d5 - 5.0f * d3);
+}
+
+inline void from_filter(const float* g, int64_t step, float* u, int64_t u_step) {
+  const float even = (g[0] + g[2 * step]) / 6, odd = g[step] / 6;
+  const float even2 = (g[0] + 4 * g[2 * step]) / 24, odd2 = g[step] / 12;
+  u[0] = g[0] / 4;
+  u[u_step] = -even - odd;
+  u[2 * u_step] = odd - even;
+  u[3 * u_step] = even2 + odd2;
+  u[4 * u_step] = even2 - odd2;
+  u[5 * u_step] = g[2 * step];
+}
+
+inline void to_outputs(const Vec* m, int64_t step, Vec (&y)[kOutputs]) {
+  const Vec m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step];
+  const Vec even = m1 + m2, odd = m1 - m2, even2 = m3 + m4, odd2 = m3 - m4;
+  y[0] = m[0] + even + even2;
+  y[1] = odd + 2.0f * odd2;
+  y[2] = even + 4.0f * even2;
+  y[3] = odd + 8.0f * odd2 + m[5 * step];
+}
+
+inline void from_outputs(const Vec* y, int64_t step, Vec* to, int64_t to_step) {
+  const Vec y0 = y[0], y1 = y[step], y2 = y[2 * step], y3 = y[3 * step];
+  const Vec even = y0 + y2, odd = y1 + y3, even2 = y0 + 4.0f * y2, odd2 = y1 + 4.0f * y3;
+  to[0] = y0;
+  to[to_step] = even + odd;
+  to[2 * to_step] = even - odd;
+  to[3 * to_step] = even2 + 2.0f * odd2;
+  to[4 * to_step] = even2 - 2.0f * odd2;
+  to[5 * to_step] = y3;
+}
+
+inline void to_filter(const Vec* u, int64_t step, Vec* g, int64_t g_step) {
+  const Vec u1 = u[step], u2 = u[2 * step], u3 = u[3 * step], u4 = u[4 * step];
+  const Vec even = (u1 + u2) / 6.0f, odd = (u2 - u1) / 6.0f, even2 = (u3 + u4) / 24.0f, odd2 = (u3 - u4) / 12.0f;
+  g[0] = u[0] / 4.0f - even + even2;
+  g[g_step] = odd + odd2;
+  g[2 * g_step] = 4.0f * even2 - even + u[5 * step];
+}
+
+// Calls one of them for each group and channel of a row. The parts of the result are `part_step` vectors apart.
+template <typename Sums>
+void for_groups(const Vec* row, int64_t groups, int64_t channels, Vec* __restrict to, int64_t part_step,
+                const Sums& sums) {
+  for (int64_t g = 0; g < groups; ++g, row += kOutputs * channels, to += channels)
+    for (int64_t c = 0; c < channels; ++c) sums(row + c, channels, to + c, part_step);
+}
+
+// ------------------------------------------------------------------------------------------------------------- rows
+
+// The last few rows of something, which has one or more parts: so few that they stay in the cache. They are written one
+// after the other, each in the place of one that is not needed any more.
+class Ring {
+ public:
+  const int64_t length;  // of a part of a row
+
+  // A tile may read `beyond` vectors more than there are.
+  Ring(int64_t parts, int64_t kept, int64_t length, int64_t beyond) : length(length), parts_(parts) {
+    while (places_ < kept) places_ *= 2;
+    memory_.resize(parts * part_step() + beyond);
+  }
+  int64_t part_step() const { return places_ * length; }
+  Vec* at(int64_t part, int64_t row) {
+    return memory_.data() + part * part_step() + ((row - first_) & (places_ - 1)) * length;
+  }
+  // Makes the rows from `begin` to `end` neighbours: if there are not enough places, moves those from `begin` on to the
+  // first.
+  void make_neighbours(int64_t begin, int64_t end) {
+    if (end - first_ <= places_) return;
+    for (int64_t part = 0; part < parts_; ++part)
+      std::copy_n(at(part, begin), (first_ + places_ - begin) * length, at(part, first_));
+    first_ = begin;
+  }
+  void start_again() { first_ = 0; }
+
+ private:
+  int64_t parts_, places_ = 1, first_ = 0;  // places: a power of two
+  Vecs memory_;
+};
+
+// The last few rows of a pack, with zeros left and right, as they are multiplied: in one part, or in kParts.
 class Rows {
  public:
   const Size size;  // without the padding
-  const int64_t padding;
-  const int64_t length;  // of a row with its padding
+  const int64_t side, padding, parts;
+  const int64_t columns, tiled;  // of the output, and how many of them or of their groups there are
+  const int64_t pixels;          // of a part of a row
 
-  // Each row will be written from `source_row` vectors of each source.
-  Rows(Size size, int64_t padding, int64_t kept, int64_t source_row)
-      : size(size), padding(padding), length((size.width + 2 * padding) * size.channels), source_row_(source_row) {
-    while (places_ < kept) places_ *= 2;
-    memory_.resize(places_ * length + kChannels);  // the last tile may have more channels than there are
+  Rows(Size size, int64_t side, int64_t padding, int64_t parts, int64_t kept)
+      : size(size), side(side), padding(padding), parts(parts), columns(size.width + 2 * padding - side + 1),
+        tiled(parts > 1 ? ceil_div(columns, kOutputs) : columns), pixels(parts > 1 ? tiled : size.width + 2 * padding),
+        plain_(parts > 1 ? (tiled * kOutputs + kParts) * size.channels : 0),
+        ring_(parts, kept, pixels * size.channels, (side + kPixels) * size.channels) {}
+  void start_again() {
+    written_ = 0;
+    ring_.start_again();
   }
-  void start_again(std::initializer_list<const Vec*> sources) {
-    sources_ = sources;
-    written_ = asked_ = 0;
-  }
-  // Goes on until there are rows 0 ... end - 1, if there are so many: calls write(row, where to) for each.
+  int64_t written() const { return written_; }
+  // Goes on until there are rows 0 ... end - 1, if there are so many: calls write(row, where to) for each. If they shall
+  // be `neighbours`, so are the `side - 1` rows before them.
   template <typename Write>
-  void write_until(int64_t end, const Write& write) {
-    for (; written_ < std::min(end, size.height); ++written_, asked_ = 0) write(written_, inside(written_));
+  void write_until(int64_t end, const Write& write, bool neighbours = false) {
+    end = std::min(end, size.height);
+    if (neighbours) ring_.make_neighbours(written_ - side + 1, end);
+    for (; written_ < end; ++written_) {
+      Vec* to = at(0, written_);
+      Vec* plain = parts > 1 ? plain_.data() : to;
+      write(written_, plain + padding * size.channels);
+      if (parts > 1) for_groups(plain, tiled, size.channels, to, ring_.part_step(), from_inputs);
+    }
   }
-  // Asks for some of what the next row will be written from: memory takes so long that it must be asked while something
-  // else is computed.
-  void ask_ahead() {
-    if (written_ == size.height) return;
-    for (int i = 0; i < kLinesAhead && asked_ < source_row_; ++i, asked_ += kCacheLine / sizeof(Vec))
-      for (const Vec* source : sources_) __builtin_prefetch(source + written_ * source_row_ + asked_, 0, 2);
-  }
-  // Where a row with its padding begins, and where it does without.
-  Vec* at(int64_t row) { return memory_.data() + (row & (places_ - 1)) * length; }
-  Vec* inside(int64_t row) { return at(row) + padding * size.channels; }
+  // Where a part of a row with its padding begins.
+  Vec* at(int64_t part, int64_t row) { return ring_.at(part, row); }
   // An output's row r takes row r + k - padding for row k of the kernel. Of `begin` ... `end`, those r, for a k, or
   // those k, for an r, for which there is such a row: the others would add zeros.
   std::pair<int64_t, int64_t> existing(int64_t other, int64_t begin, int64_t end) const {
@@ -109,10 +218,28 @@ class Rows {
   }
 
  private:
-  int64_t source_row_, places_ = 1, written_ = 0, asked_ = 0;  // places: a power of two
-  std::vector<const Vec*> sources_;
-  Vecs memory_;
+  int64_t written_ = 0;
+  Vecs plain_;  // a row before it is made parts of
+  Ring ring_;
 };
+
+// Memory takes so long that it must be asked while something else is computed: asks for the i-th of n shares of a row
+// that will be read, or of memory that will be written. (The i-th lines of each n: neighbours are slower to write.)
+void ask(const Vec* row, int64_t length, int64_t i, int64_t n) {
+  for (int64_t at = length * i / n; at < length * (i + 1) / n; at += kLine) __builtin_prefetch(row + at, 0, 2);
+}
+void ask_to_write(Vec* to, int64_t length, int64_t i, int64_t n) {
+  for (int64_t at = i * kLine; at < length; at += n * kLine) __builtin_prefetch(to + at, 1);
+}
+
+// The sum over N lanes from `first` on: halves first, which are vectors again.
+template <int N = kLanes>
+float add_lanes(const Vec& x, int first = 0) {
+  if constexpr (N == 1)
+    return x[first];
+  else
+    return add_lanes<N / 2>(x, first) + add_lanes<N / 2>(x, first + N / 2);
+}
 
 // Runs tasks 0 ... count - 1 on XLA's threads and on this one. `new_worker()` returns a function of the task and of
 // `size` sums to add to; each thread calls one of its own, which may have memory for the tasks that follow one another.
@@ -137,8 +264,7 @@ std::vector<float> parallel_sums(ffi::ThreadPool& pool, int64_t count, int64_t s
     for (; task < count; task = shared->next++, ++mine) {
       std::fill(sums.begin(), sums.end(), Vec{});
       worker(task, sums.data());
-      for (int64_t i = 0; i < size; ++i)
-        for (int lane = 0; lane < kLanes; ++lane) parts[task * size + i] += sums[i][lane];
+      for (int64_t i = 0; i < size; ++i) parts[task * size + i] = add_lanes(sums[i]);
     }
     std::lock_guard<std::mutex> lock(shared->mutex);
     if ((shared->done += mine) == count) shared->all_done.notify_all();
@@ -176,54 +302,67 @@ struct Layer {
     for (int64_t i = 0; i < std::min<int64_t>(kLanes, images - pack * kLanes); ++i) mask[i] = 1.0f;
     return mask;
   }
-  Vec normalised(Vec x, int64_t c) const { return x * factor[c] + offset[c]; }
   // Where in x a pixel of what is convolved comes from: the first of four pixels if they are pooled.
   int64_t source(int64_t r, int64_t column) const { return (pooled ? 2 : 1) * (r * in.row() + column * in.channels); }
 
+  // By minimal filtering, if that is faster: with fewer channels its sums cost more than the multiply-adds it saves.
+  int64_t parts() const { return side == 3 && std::min(in.channels, out.channels) >= 4 ? kParts : 1; }
   // The rows of what is convolved.
-  Rows rows(int64_t kept) const { return Rows(middle, padding, kept, source(1, 0)); }
+  Rows rows(int64_t kept) const { return Rows(middle, side, padding, parts(), kept); }
 
   // Row r of them.
-  void apply(const Vec* x, int64_t r, Vec* to) const {
-    if (!factor) {
-      std::copy_n(x + r * in.row(), in.row(), to);
+  void apply(const Vec* x, int64_t r, Vec* __restrict to) const {
+    const int64_t channels = in.channels, row = in.row();
+    const float *f = factor, *o = offset;
+    x += source(r, 0);
+    if (!f) {
+      std::copy_n(x, row, to);
       return;
     }
-    for (int64_t column = 0; column < middle.width; ++column, to += in.channels) {
-      const Vec* pixel = x + source(r, column);
-      for (int64_t c = 0; c < in.channels; ++c) {
-        const auto at = [&](int64_t place) { return relu(normalised(pixel[place + c], c)); };
-        to[c] = !pooled ? at(0)
-                        : larger(larger(at(0), at(in.row())), larger(at(in.channels), at(in.row() + in.channels)));
-      }
-    }
+    if (pooled)
+      for (int64_t column = 0; column < middle.width; ++column, x += 2 * channels, to += channels)
+        for (int64_t c = 0; c < channels; ++c) {
+          const auto at = [&](int64_t place) { return relu(x[place + c] * f[c] + o[c]); };
+          to[c] = larger(larger(at(0), at(row)), larger(at(channels), at(row + channels)));
+        }
+    else
+      for (int64_t column = 0; column < middle.width; ++column, x += channels, to += channels)
+        for (int64_t c = 0; c < channels; ++c) to[c] = relu(x[c] * f[c] + o[c]);
   }
 
   // From the cotangent of row r of what is convolved that of x, and adds to those of factor and offset.
-  void differentiate(const Vec* x, int64_t r, const Vec* cotangent, Vec* dx, Vec* d_scaling) const {
+  void differentiate(const Vec* x, int64_t r, const Vec* cotangent, Vec* __restrict dx, Vec* d_scaling) const {
+    const int64_t channels = in.channels, row = in.row();
+    x += source(r, 0), dx += source(r, 0);
     if (!factor) {
-      std::copy_n(cotangent, in.row(), dx + r * in.row());
+      std::copy_n(cotangent, row, dx);
       return;
     }
-    // The cotangent of factor x + offset is that of its relu where it is positive.
-    const auto finish = [&](int64_t i, int64_t c, Vec inside, Vec d_relu) {
-      const Vec g = inside > 0.0f ? d_relu : Vec{};
-      d_scaling[c] += g * x[i];
-      d_scaling[in.channels + c] += g;
-      dx[i] = g * factor[c];
-    };
-    for (int64_t column = 0; column < middle.width; ++column, cotangent += in.channels) {
-      const int64_t i = source(r, column);
-      const int64_t pixels[] = {i, i + in.row(), i + in.channels, i + in.row() + in.channels};
-      for (int64_t c = 0; c < in.channels && !pooled; ++c) finish(i + c, c, normalised(x[i + c], c), cotangent[c]);
-      for (int64_t c = 0; c < in.channels && pooled; ++c) {
-        Vec inside[4], value[4];
-        for (int k = 0; k < 4; ++k) value[k] = relu(inside[k] = normalised(x[pixels[k] + c], c));
-        const Vec left = share(larger(value[0], value[1]), larger(value[2], value[3]));
-        for (int k = 0; k < 4; ++k)
-          finish(pixels[k] + c, c, inside[k],
-                 cotangent[c] * (k < 2 ? left : 1.0f - left) * share(value[k], value[k ^ 1]));
+    for (int64_t c = 0; c < channels; ++c) {
+      const float f = factor[c], o = offset[c];
+      Vec d_factor{}, d_offset{};
+      // The cotangent of factor x + offset is that of its relu where it is positive.
+      const auto finish = [&](int64_t i, Vec inside, Vec d_relu) {
+        const Vec g = inside > 0.0f ? d_relu : Vec{};
+        d_factor += g * x[i];
+        d_offset += g;
+        dx[i] = g * f;
+      };
+      if (!pooled) {
+        for (int64_t i = c; i < middle.width * channels; i += channels) finish(i, x[i] * f + o, cotangent[i]);
+      } else {
+        for (int64_t column = 0, i = c; column < middle.width; ++column, i += 2 * channels) {
+          const int64_t pixels[] = {i, i + row, i + channels, i + row + channels};
+          Vec inside[4], value[4];
+          for (int k = 0; k < 4; ++k) value[k] = relu(inside[k] = x[pixels[k]] * f + o);
+          const Vec left = share(larger(value[0], value[1]), larger(value[2], value[3]));
+          for (int k = 0; k < 4; ++k)
+            finish(pixels[k], inside[k],
+                   cotangent[column * channels + c] * (k < 2 ? left : 1.0f - left) * share(value[k], value[k ^ 1]));
+        }
       }
+      d_scaling[c] += d_factor;
+      d_scaling[channels + c] += d_offset;
     }
   }
 };
@@ -278,97 +417,125 @@ void for_tiles(int64_t count, const Body& body) {
   }
 }
 
-// A kernel as tiles read it: for each group of kChannels output channels, (side, taps, kChannels). The last group is
-// filled up with zeros.
+// A kernel as tiles read it: for each part and each group of kChannels output channels, (side, taps, kChannels). The
+// last group is filled up with zeros.
 struct Kernel {
-  int64_t side, c_in, c_out;
+  int64_t side, parts, c_in, c_out, taps, part_step;
   std::vector<float> weights;
-  int64_t taps() const { return side * c_in; }
 
   // From (side, side, channels in, channels out), or turned by 180 degrees and from output to input channels.
   Kernel(const Layer& layer, const float* k, bool turned)
-      : side(layer.side), c_in(turned ? layer.out.channels : layer.in.channels),
-        c_out(turned ? layer.in.channels : layer.out.channels), weights(side * taps() * whole_tiles(c_out)) {
-    const int64_t places = side * side;
-    float* to = weights.data();
-    for (int64_t first = 0; first < c_out; first += kChannels)
-      for (int64_t place = 0; place < places; ++place)
-        for (int64_t i = 0; i < c_in; ++i, to += kChannels)
-          for (int64_t o = first; o < std::min(first + kChannels, c_out); ++o)
-            to[o - first] = k[turned ? ((places - 1 - place) * c_out + o) * c_in + i : (place * c_in + i) * c_out + o];
+      : side(layer.side), parts(layer.parts()), c_in(turned ? layer.out.channels : layer.in.channels),
+        c_out(turned ? layer.in.channels : layer.out.channels), taps(parts > 1 ? c_in : side * c_in),
+        part_step(whole_tiles(c_out) * side * taps), weights(parts * part_step) {
+    const int64_t next = (turned ? -1 : 1) * c_in * c_out;  // place
+    for (int64_t row = 0; row < side; ++row)
+      for (int64_t i = 0; i < c_in; ++i)
+        for (int64_t o = 0; o < c_out; ++o) {
+          const float* from = turned ? k + (((side - row) * side - 1) * c_out + o) * c_in + i
+                                     : k + (row * side * c_in + i) * c_out + o;
+          float* to = weights.data() + ((o / kChannels * side + row) * taps + i) * kChannels + o % kChannels;
+          if (parts > 1)
+            from_filter(from, next, to, part_step);
+          else
+            for (int64_t column = 0; column < side; ++column) to[column * c_in * kChannels] = from[column * next];
+        }
   }
 };
 
-// P output pixels of row r from column `first` on, and kChannels of their channels from c on, if there are so many.
-template <int P>
-ALL_REGISTERS void output_tile(Rows& x, const Kernel& kernel, int64_t r, int64_t first, int64_t c, Vec* y,
-                               Vec* totals) {
-  Vec sums[P][kChannels] = {};
-  y += first * kernel.c_out + c;
-  UNROLL for (int p = 0; p < P; ++p)  // which shall be at hand when the sums are
-    UNROLL for (int i = 0; i < kChannels; i += kCacheLine / sizeof(Vec))
-      __builtin_prefetch(y + p * kernel.c_out + i, 1);
+// A part of row r of the output: N pixels or groups from `first` on, all their channels.
+template <int N>
+ALL_REGISTERS void output_tiles(Rows& x, const Kernel& kernel, int64_t r, int64_t part, int64_t first, Vec* to) {
+  const int64_t c_in = kernel.c_in, c_out = kernel.c_out, taps = kernel.taps;
   const auto [begin, end] = x.existing(r, 0, kernel.side);
-  const float* w = kernel.weights.data() + (c * kernel.side + begin * kChannels) * kernel.taps();
-  for (int64_t k = begin; k < end; ++k) {
-    const Vec* taps = x.at(r + k - x.padding) + first * kernel.c_in;
-    for (int64_t tap = 0; tap < kernel.taps(); ++tap, w += kChannels) multiply_add(taps + tap, kernel.c_in, w, sums);
-  }
-  UNROLL for (int i = 0; i < kChannels; ++i) {
-    if (c + i >= kernel.c_out) break;
-    UNROLL for (int p = 0; p < P; ++p) y[p * kernel.c_out + i] = sums[p][i];
-    if (!totals) continue;
-    Vec sum = sums[0][i], squares = sum * sum;
-    UNROLL for (int p = 1; p < P; ++p) {
-      sum += sums[p][i];
-      squares += sums[p][i] * sums[p][i];
+  for (int64_t c = 0; c < c_out; c += kChannels) {
+    Vec sums[N][kChannels] = {};
+    const float* w = kernel.weights.data() + part * kernel.part_step + (c * kernel.side + begin * kChannels) * taps;
+    for (int64_t k = begin; k < end; ++k) {
+      const Vec* values = x.at(part, r + k - x.padding) + first * c_in;
+      for (int64_t tap = 0; tap < taps; ++tap, w += kChannels) multiply_add(values + tap, c_in, w, sums);
     }
-    totals[c + i] += sum;
-    totals[kernel.c_out + c + i] += squares;
+    UNROLL for (int i = 0; i < kChannels; ++i) {
+      if (c + i >= c_out) break;
+      UNROLL for (int n = 0; n < N; ++n) to[n * c_out + c + i] = sums[n][i];
+    }
   }
 }
 
-// Row r of the output. To the first half of `totals` it adds the sum for each channel, to the second its squares'.
-void convolve(Rows& x, const Kernel& kernel, int64_t r, Vec* y, Vec* totals) {
-  for_tiles(x.length / kernel.c_in - kernel.side + 1, [&](auto pixels, int64_t first) {
-    for (int64_t c = 0; c < kernel.c_out; c += kChannels) {
-      x.ask_ahead();
-      output_tile<pixels>(x, kernel, r, first, c, y, totals);
+// At most `columns` pixels of the output, from the parts of N pixels or groups. To the first half of `totals` it adds
+// the sum for each channel, to the second their squares'.
+template <int N, bool minimal>
+void finish(const Vec* parts, int64_t c_out, int64_t columns, Vec* __restrict y, Vec* __restrict totals) {
+  constexpr int outputs = minimal ? kOutputs : 1;
+  for (int64_t c = 0; c < c_out; ++c) {
+    Vec sum{}, squares{};
+    UNROLL for (int n = 0; n < N; ++n) {
+      Vec values[outputs];
+      if constexpr (minimal)
+        to_outputs(parts + n * c_out + c, N * c_out, values);
+      else
+        values[0] = parts[n * c_out + c];
+      UNROLL for (int i = 0; i < outputs; ++i) {
+        if (minimal && n * outputs + i >= columns) continue;
+        y[(n * outputs + i) * c_out + c] = values[i];
+        sum += values[i];
+        squares += values[i] * values[i];
+      }
     }
+    if (!totals) continue;
+    totals[c] += sum;
+    totals[c_out + c] += squares;
+  }
+}
+
+// Row r of the output, with memory for the `found` parts of a tile. Calls ask_ahead(i, n) for i in 0 ... n - 1.
+template <typename AskAhead>
+void convolve(Rows& x, const Kernel& kernel, int64_t r, Vec* y, Vec* totals, Vecs& found, const AskAhead& ask_ahead) {
+  const int64_t parts = x.parts, c_out = kernel.c_out, outputs = parts > 1 ? kOutputs : 1;
+  const int64_t calls = ceil_div(x.tiled, kPixels) * parts;
+  int64_t call = 0;
+  found.resize(parts * kPixels * c_out);
+  for_tiles(x.tiled, [&](auto number, int64_t first) {
+    const int64_t columns = x.columns - first * outputs;
+    Vec* to = y + first * outputs * c_out;
+    for (int64_t part = 0; part < parts; ++part) {
+      ask_ahead(call++, calls);
+      if (totals) ask_to_write(to, std::min(columns, number * outputs) * c_out, part, parts);
+      output_tiles<number>(x, kernel, r, part, first, found.data() + part * number * c_out);
+    }
+    if (parts > 1)
+      finish<number, true>(found.data(), c_out, columns, to, totals);
+    else
+      finish<number, false>(found.data(), c_out, columns, to, totals);
   });
 }
 
-// Adds to the gradient of T taps of the kernel's row k from `first` on, and of kChannels channels from c on, what the
-// output's rows `begin` to `end` give.
-template <int T>
-void gradient_tile(Rows& x, Rows& dy, int64_t begin, int64_t end, int64_t k, int64_t first, int64_t c, Vec* dw,
+// Adds to the gradient of N taps and kChannels channels what `count` pixels or groups give.
+template <int N>
+void gradient_tile(const Vec* taps, int64_t c_in, const Vec* dy, int64_t c_out, int64_t count, Vec* dw,
                    int64_t dw_row) {
-  Vec sums[T][kChannels];
-  UNROLL for (int t = 0; t < T; ++t)
-    UNROLL for (int i = 0; i < kChannels; ++i) sums[t][i] = dw[t * dw_row + i];
-  for (int64_t r = begin; r < end; ++r) {
-    const Vec *taps = x.at(r + k - x.padding) + first, *cotangents = dy.inside(r) + c;
-    for (int64_t column = 0; column < dy.size.width; ++column) {
-      multiply_add(taps, 1, cotangents, sums);
-      taps += x.size.channels;
-      cotangents += dy.size.channels;
-    }
-  }
-  UNROLL for (int t = 0; t < T; ++t)
-    UNROLL for (int i = 0; i < kChannels; ++i) dw[t * dw_row + i] = sums[t][i];
+  Vec sums[N][kChannels];
+  UNROLL for (int n = 0; n < N; ++n)
+    UNROLL for (int i = 0; i < kChannels; ++i) sums[n][i] = dw[n * dw_row + i];
+  for (; count > 0; --count, taps += c_in, dy += c_out) multiply_add(taps, 1, dy, sums);
+  UNROLL for (int n = 0; n < N; ++n)
+    UNROLL for (int i = 0; i < kChannels; ++i) dw[n * dw_row + i] = sums[n][i];
 }
 
-// The same for the whole kernel, whose gradient is (side, taps, channels filled up to whole tiles).
-ALL_REGISTERS void add_kernel_gradient(Rows& x, Rows& dy, int64_t begin, int64_t end, int64_t side, Vec* dw) {
-  const int64_t taps = side * x.size.channels, dw_row = whole_tiles(dy.size.channels);
-  for (int64_t k = 0; k < side; ++k) {
-    const auto [first_row, end_row] = x.existing(k, begin, end);
-    for_tiles(taps, [&, first_row = first_row, end_row = end_row](auto number, int64_t first) {
-      x.ask_ahead();
-      for (int64_t c = 0; c < dw_row; c += kChannels)
-        gradient_tile<number>(x, dy, first_row, end_row, k, first, c, dw + (k * taps + first) * dw_row + c, dw_row);
-    });
-  }
+// Adds to the gradient of the kernel what the output's rows `begin` to `end` give. It is (parts, side, taps, channels
+// filled up to whole tiles). In x and in dy these rows must be neighbours, and of the same width.
+ALL_REGISTERS void add_kernel_gradient(Rows& x, Ring& dy, int64_t c_out, int64_t begin, int64_t end, Vec* dw) {
+  const int64_t c_in = x.size.channels, taps = x.parts > 1 ? c_in : x.side * c_in, dw_row = whole_tiles(c_out);
+  for (int64_t part = 0; part < x.parts; ++part)
+    for (int64_t k = 0; k < x.side; ++k, dw += taps * dw_row) {
+      const auto [first_row, end_row] = x.existing(k, begin, end);
+      const Vec *row = x.at(part, first_row + k - x.padding), *d_row = dy.at(part, first_row);
+      const int64_t count = (end_row - first_row) * x.pixels;
+      for_tiles(taps, [&](auto number, int64_t tap) {
+        for (int64_t c = 0; c < dw_row; c += kChannels)
+          gradient_tile<number>(row + tap, c_in, d_row + c, c_out, count, dw + tap * dw_row + c, dw_row);
+      });
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------- whole batches
@@ -378,18 +545,27 @@ void forward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const floa
   const Size in = layer.in, out = layer.out;
   const Kernel kernel(layer, k, false);
   const auto found = parallel_sums(pool, layer.packs(), 2 * out.channels, [&] {
-    return [&, rows = layer.rows(layer.side)](int64_t pack, Vec* totals) mutable {
+    return [&, rows = layer.rows(layer.side), parts = Vecs()](int64_t pack, Vec* totals) mutable {
       const Vec* from = x + pack * in.whole();
       const Vec mask = layer.mask(pack);
-      rows.start_again({from});
+      rows.start_again();
       for (int64_t r = 0; r < out.height; ++r) {
         rows.write_until(r + layer.side - layer.padding, [&](int64_t row, Vec* to) { layer.apply(from, row, to); });
-        convolve(rows, kernel, r, y + pack * out.whole() + r * out.row(), totals);
+        const Vec* next = from + layer.source(rows.written(), 0);
+        convolve(rows, kernel, r, y + pack * out.whole() + r * out.row(), totals, parts,
+                 [&](int64_t i, int64_t n) { ask(next, layer.source(1, 0), i, n); });
       }
       for (int64_t i = 0; i < 2 * out.channels; ++i) totals[i] *= mask;
     };
   });
   std::copy(found.begin(), found.end(), sums);
+}
+
+// The cotangent of a row of y from those of y and of its sums, in which are y and its square.
+void add_cotangents(const Vec* y, const Vec* dy, const float* d_sums, Vec mask, Size out, Vec* __restrict to) {
+  for (int64_t i = 0; i < out.row(); i += out.channels)
+    for (int64_t c = 0; c < out.channels; ++c)
+      to[i + c] = (dy[i + c] + d_sums[c] + 2.0f * d_sums[out.channels + c] * y[i + c]) * mask;
 }
 
 // The cotangents of x (unless `dx` is null), of factor and offset, and of the kernel, from those of y and of its sums.
@@ -398,35 +574,53 @@ void backward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const flo
   const Size in = layer.in, middle = layer.middle, out = layer.out;
   const Kernel turned(layer, k, true);
   const int64_t side = layer.side, spread = side - 1 - layer.padding;  // the padding of the cotangent of y
-  const int64_t dk_row = whole_tiles(out.channels), dk_size = side * side * in.channels * dk_row;
+  const int64_t parts = layer.parts(), dk_row = whole_tiles(out.channels), dk_rows = in.channels * dk_row;
+  const int64_t dk_size = side * side * dk_rows;
   // The kernel's gradient takes `block` rows of y at a time; the first row of x already needs 1 + padding of them.
-  const int64_t block = std::max<int64_t>(1, kBlockBytes / (sizeof(Vec) * out.row()));
-  const int64_t kept = std::max(block, 1 + layer.padding) + side - 1;
+  const int64_t block = std::max(kBlock, 1 + layer.padding);
   const auto found = parallel_sums(pool, layer.packs(), dk_size + 2 * in.channels, [&] {
-    return [&, inputs = layer.rows(kept), cotangents = Rows(out, spread, kept, out.row()),
-            d_row = Vecs(middle.row())](int64_t pack, Vec* sums) mutable {
+    Rows inputs = layer.rows(block + side - 1);
+    // Of the cotangent there are rows to be convolved, and rows for the gradient of the kernel.
+    Rows cotangents(out, side, spread, parts, side);
+    Ring factors(parts, block, inputs.pixels * out.channels, kChannels);
+    return [&, inputs = std::move(inputs), cotangents = std::move(cotangents), factors = std::move(factors), d_parts = Vecs(parts > 1 ? parts * side * dk_rows : 0),
+            d_row = Vecs(middle.row()), found = Vecs()](int64_t pack, Vec* sums) mutable {
       const Vec *from = x + pack * in.whole(), *result = y + pack * out.whole(), *d_result = dy + pack * out.whole();
       const Vec mask = layer.mask(pack);
-      inputs.start_again({from});
-      cotangents.start_again({result, d_result});
+      inputs.start_again();
+      cotangents.start_again();
+      factors.start_again();
+      std::fill(d_parts.begin(), d_parts.end(), Vec{});
       int64_t begin = 0;  // of the rows of y that the kernel's gradient does not contain yet
       for (int64_t r = 0; r < middle.height; ++r) {
         const int64_t end = std::min(out.height, r + side - spread);
-        // The sums of y and of its squares have cotangents too.
         cotangents.write_until(end, [&](int64_t row, Vec* to) {
-          for (int64_t i = row * out.row(); i < (row + 1) * out.row(); i += out.channels)
-            for (int64_t c = 0; c < out.channels; ++c)
-              *to++ = (d_result[i + c] + d_sums[c] + 2.0f * d_sums[out.channels + c] * result[i + c]) * mask;
+          factors.make_neighbours(begin, row + 1);
+          Vec* factor = factors.at(0, row);
+          const int64_t i = row * out.row();
+          add_cotangents(result + i, d_result + i, d_sums, mask, out, parts > 1 ? to : factor);
+          if (parts > 1)
+            for_groups(to, inputs.tiled, out.channels, factor, factors.part_step(), from_outputs);
+          else if (dx)
+            std::copy_n(factor, out.row(), to);
         });
         if (end >= begin + block || (end == out.height && end > begin)) {
-          inputs.write_until(end + side - 1 - layer.padding, [&](int64_t row, Vec* to) { layer.apply(from, row, to); });
-          add_kernel_gradient(inputs, cotangents, begin, end, side, sums);
+          const auto apply = [&](int64_t row, Vec* to) { layer.apply(from, row, to); };
+          inputs.write_until(end + side - 1 - layer.padding, apply, true);
+          add_kernel_gradient(inputs, factors, out.channels, begin, end, parts > 1 ? d_parts.data() : sums);
           begin = end;
         }
         if (!dx) continue;
-        convolve(cotangents, turned, r, d_row.data(), nullptr);
+        const int64_t next = cotangents.written() * out.row();
+        convolve(cotangents, turned, r, d_row.data(), nullptr, found, [&](int64_t i, int64_t n) {
+          ask(result + next, out.row(), i, n);
+          ask(d_result + next, out.row(), i, n);
+        });
         layer.differentiate(from, r, d_row.data(), dx + pack * in.whole(), sums + dk_size);
       }
+      for (int64_t row = 0; row < side && parts > 1; ++row)
+        for (int64_t i = row * dk_rows; i < (row + 1) * dk_rows; ++i)
+          to_filter(d_parts.data() + i, side * dk_rows, sums + i + row * (side - 1) * dk_rows, dk_rows);
     };
   });
   for (int64_t i = 0; i < dk_size / dk_row; ++i)
