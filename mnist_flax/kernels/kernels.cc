@@ -65,10 +65,10 @@ constexpr int kChannels = 4;
 // The gradient of the kernel takes so many rows at once. Fewer, and the loads and stores of its sums take longer; more,
 // and a part of them is too much for a first-level cache.
 constexpr int64_t kBlock = 4;
+
 // A vector of floats, as GCC and Clang have it; they make AVX, NEON or SSE of it.
 typedef float Vec __attribute__((vector_size(4 * kLanes), may_alias));
 using Vecs = std::vector<Vec>;
-
 constexpr int64_t kLine = 64 / sizeof(Vec);  // vectors in a line of the cache
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -132,8 +132,9 @@ inline void from_outputs(const Vec* y, int64_t step, Vec* to, int64_t to_step) {
 
 inline void to_filter(const Vec* u, int64_t step, Vec* g, int64_t g_step) {
   const Vec u1 = u[step], u2 = u[2 * step], u3 = u[3 * step], u4 = u[4 * step];
-  const Vec even = (u1 + u2) / 6.0f, odd = (u2 - u1) / 6.0f, even2 = (u3 + u4) / 24.0f, odd2 = (u3 - u4) / 12.0f;
-  g[0] = u[0] / 4.0f - even + even2;
+  const Vec even = (u1 + u2) * (1 / 6.0f), odd = (u2 - u1) * (1 / 6.0f);
+  const Vec even2 = (u3 + u4) * (1 / 24.0f), odd2 = (u3 - u4) * (1 / 12.0f);
+  g[0] = 0.25f * u[0] - even + even2;
   g[g_step] = odd + odd2;
   g[2 * g_step] = 4.0f * even2 - even + u[5 * step];
 }
@@ -152,29 +153,27 @@ void for_groups(const Vec* row, int64_t groups, int64_t channels, Vec* __restric
 // after the other, each in the place of one that is not needed any more.
 class Ring {
  public:
-  const int64_t length;  // of a part of a row
-
-  // A tile may read `beyond` vectors more than there are.
-  Ring(int64_t parts, int64_t kept, int64_t length, int64_t beyond) : length(length), parts_(parts) {
+  // Of `length` vectors for a part of a row. A tile may read `beyond` vectors more than there are.
+  Ring(int64_t parts, int64_t kept, int64_t length, int64_t beyond) : parts_(parts), length_(length) {
     while (places_ < kept) places_ *= 2;
     memory_.resize(parts * part_step() + beyond);
   }
-  int64_t part_step() const { return places_ * length; }
+  int64_t part_step() const { return places_ * length_; }
   Vec* at(int64_t part, int64_t row) {
-    return memory_.data() + part * part_step() + ((row - first_) & (places_ - 1)) * length;
+    return memory_.data() + part * part_step() + ((row - first_) & (places_ - 1)) * length_;
   }
-  // Makes the rows from `begin` to `end` neighbours: if there are not enough places, moves those from `begin` on to the
-  // first.
+  // Makes rows `begin` to `end` neighbours, before all are written: if the last places are too few for them, moves those
+  // from `begin` on to the first.
   void make_neighbours(int64_t begin, int64_t end) {
     if (end - first_ <= places_) return;
     for (int64_t part = 0; part < parts_; ++part)
-      std::copy_n(at(part, begin), (first_ + places_ - begin) * length, at(part, first_));
+      std::copy_n(at(part, begin), (first_ + places_ - begin) * length_, at(part, first_));
     first_ = begin;
   }
   void start_again() { first_ = 0; }
 
  private:
-  int64_t parts_, places_ = 1, first_ = 0;  // places: a power of two
+  int64_t parts_, length_, places_ = 1, first_ = 0;  // places: a power of two
   Vecs memory_;
 };
 
@@ -196,8 +195,8 @@ class Rows {
     ring_.start_again();
   }
   int64_t written() const { return written_; }
-  // Goes on until there are rows 0 ... end - 1, if there are so many: calls write(row, where to) for each. If they shall
-  // be `neighbours`, so are the `side - 1` rows before them.
+  // Goes on until there are rows 0 ... end - 1, if there are so many: calls write(row, where to) for each. They can be
+  // `neighbours` of each other and of the `side - 1` rows before them.
   template <typename Write>
   void write_until(int64_t end, const Write& write, bool neighbours = false) {
     end = std::min(end, size.height);
@@ -583,8 +582,9 @@ void backward(ffi::ThreadPool& pool, const Layer& layer, const Vec* x, const flo
     // Of the cotangent there are rows to be convolved, and rows for the gradient of the kernel.
     Rows cotangents(out, side, spread, parts, side);
     Ring factors(parts, block, inputs.pixels * out.channels, kChannels);
-    return [&, inputs = std::move(inputs), cotangents = std::move(cotangents), factors = std::move(factors), d_parts = Vecs(parts > 1 ? parts * side * dk_rows : 0),
-            d_row = Vecs(middle.row()), found = Vecs()](int64_t pack, Vec* sums) mutable {
+    return [&, inputs = std::move(inputs), cotangents = std::move(cotangents), factors = std::move(factors),
+            d_parts = Vecs(parts > 1 ? parts * side * dk_rows : 0), d_row = Vecs(middle.row()),
+            found = Vecs()](int64_t pack, Vec* sums) mutable {
       const Vec *from = x + pack * in.whole(), *result = y + pack * out.whole(), *d_result = dy + pack * out.whole();
       const Vec mask = layer.mask(pack);
       inputs.start_again();

@@ -1,6 +1,5 @@
-"""The C++ kernels against XLA's operations, and what happens where there are none."""
+"""The C++ kernels against float64 and XLA's operations, and what happens where there are none."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import exact_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
@@ -27,9 +27,9 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def close(ours, theirs):
-    """As near as two float32 sums of the same numbers in another order are."""
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
+def close(ours, exact):
+    """As near to float64's results as sums in float32 are, minimal filtering's sums before and after them included."""
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-5 * float(np.abs(exact).max()))
 
 
 def unpacked(results):
@@ -48,7 +48,7 @@ def layers(draw):
     side = draw(st.sampled_from([1, 2, 3, 3, 3, 5, 7]))
     padding = draw(st.integers(0, side - 1))
     before = draw(st.sampled_from(["nothing", "relu", "pool"]))
-    height, width = ((side + draw(st.integers(0, 6))) * (2 if before == "pool" else 1) for _ in "hw")
+    height, width = ((side + draw(st.integers(0, 9))) * (2 if before == "pool" else 1) for _ in "hw")
     return (n, height, width, c_in), (side, side, c_in, c_out), padding, before
 
 
@@ -57,22 +57,24 @@ def layers(draw):
 def test_layer(case):
     """Values and all gradients, those of the sums included."""
     x_shape, kernel_shape, padding, before = case
-    arguments = normal(0, *x_shape), normal(1, *kernel_shape), normal(2, x_shape[-1]), normal(3, x_shape[-1])
+    x, kernel, scaling = normal(0, *x_shape), normal(1, *kernel_shape), normal(2, 2, x_shape[-1])
 
-    def layer(x, kernel, factor, offset, *, kernels):
-        deferred = x if before == "nothing" else ops.Deferred(x, factor, offset, before == "pool")
-        return unpacked(ops.convolve(deferred, kernel, padding, kernels))
+    @jax.jit
+    def layer(x, scaling, kernel):
+        deferred = x if before == "nothing" else ops.Deferred(x, *scaling, before == "pool")
+        return unpacked(ops.convolve(deferred, kernel, padding, "native"))
 
-    shapes = jax.eval_shape(functools.partial(layer, kernels="xla"), *arguments)
-    cotangents = [normal(4, *shapes[0].shape), 0.01 * normal(5, *shapes[1].shape)]
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def everything(kernels):
-        values, vjp = jax.vjp(functools.partial(layer, kernels=kernels), *arguments)
-        return *values, *vjp(tuple(cotangents))
-
-    for ours, theirs in zip(everything("native"), everything("xla"), strict=True):
-        close(ours, theirs)
+    values, vjp = jax.vjp(layer, x, scaling, kernel)
+    cotangents = normal(3, *values[0].shape), 0.01 * normal(4, *values[1].shape)
+    d_x, d_scaling, d_kernel = vjp(cotangents)
+    if before == "nothing":
+        assert not d_scaling.any()
+        scaling, d_scaling = scaling[:0], d_scaling[:0]
+    x, scaling, kernel, *cotangents = (np.float64(a) for a in (x, scaling, kernel, *cotangents))
+    exact = exact_layer(x, scaling, kernel, padding, before == "pool", *cotangents)
+    for found, expected in zip((*values, d_x, d_scaling, d_kernel), exact, strict=True):
+        if found.size:
+            close(found, expected)
 
 
 def loss_and_gradients(kernels, images, labels):
@@ -117,12 +119,29 @@ def test_no_images_at_all():
     assert not sums.any()
 
 
-def test_not_a_number_stays_one():
-    x, kernel, nan = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 4), jnp.full(2, jnp.nan)
+CHANNELS = pytest.mark.parametrize("channels", [2, 4], ids=["direct", "minimal"])
+
+
+@CHANNELS
+def test_not_a_number_stays_one(channels):
+    x, kernel, nan = normal(0, 1, 4, 4, channels), normal(1, 3, 3, channels, 4), jnp.full(channels, jnp.nan)
     for pooled in (False, True):
         y, sums = unpacked(native.convolve(Packs.of(x), jnp.stack([nan, nan]), kernel, 1, pooled))
         assert np.isnan(y).all()
         assert np.isnan(sums).all()
+
+
+@CHANNELS
+def test_not_a_number_reaches_what_depends_on_it(channels):
+    """In values and gradients; by minimal filtering its groups of four pixels too, but no other image."""
+    x, kernel = normal(0, 20, 11, 11, channels).at[1, 5, 6, 0].set(jnp.nan), normal(1, 3, 3, channels, 4)
+    (y, _), vjp = jax.vjp(plain, x, kernel)
+    assert np.isnan(y[1, 3:6, 4:7]).all()
+    assert not np.isnan(y[1, :, :4]).any()
+    assert not np.isnan(np.delete(y, 1, 0)).any()
+    d_x, d_kernel = vjp((jnp.full_like(y, jnp.nan).at[:, 1:].set(0), jnp.zeros((2, 4))))
+    assert np.isnan(d_x[:, :3]).all()
+    assert np.isnan(d_kernel).all()
 
 
 def test_the_gradient_of_images_is_computed_when_it_is_asked_for():
