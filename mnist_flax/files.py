@@ -61,15 +61,23 @@ def local_path(path: str) -> Path:
     return Path(expanded(path))
 
 
-def cache_directory() -> Path | None:
-    """Where compiled programs are kept: $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax; None if not writable."""
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mnist_flax"
+def cache_path() -> Path | None:
+    """Where compiled programs are kept: $XDG_CACHE_HOME/mnist_flax, else ~/.cache/mnist_flax; it need not exist."""
     try:
-        directory = directory.expanduser()
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: the user, of a container perhaps, has no home directory
+        return (Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mnist_flax").expanduser()
+    except RuntimeError:  # the user, of a container perhaps, has no home directory
         return None
-    return directory if os.access(directory, os.W_OK) else None
+
+
+def cache_directory() -> Path | None:
+    """The directory `cache_path`, made if need be; None if it is not writable."""
+    directory = cache_path()
+    try:
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return directory if directory is not None and os.access(directory, os.W_OK) else None
 
 
 def unused(path: Path) -> Path:

@@ -174,8 +174,8 @@ def init_variables(key: jax.Array) -> dict[str, Any]:
 
 
 def variable_shapes() -> Any:
-    """Shapes and types of what `init_variables` returns, without compiling it."""
-    return jax.eval_shape(init_variables, jax.random.key(0))
+    """Shapes and types of what `init_variables` returns; nothing is computed, so no device is needed."""
+    return jax.eval_shape(lambda: init_variables(jax.random.key(0)))
 
 
 def count_parameters(params: Any) -> int:

@@ -77,16 +77,23 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
         SystemExit: a signal asked the run to stop; it has saved and said how to go on.
         StoppedError: a signal came where there was nothing to save.
     """
-    from mnist_flax.training import job, run_directory, signals
+    from mnist_flax.training import run_directory, signals
 
-    interruption = interruption or signals.Interruption()
     require_dataset(config.dataset)
     _require_apart(config)
     run_directory.require_writable(config.workdir)
     run_directory.require_free(config)
+    from mnist_flax.training.devices import usual_modes
+
+    with usual_modes():
+        return _train(config, interruption or signals.Interruption())
+
+
+def _train(config: Config, interruption: "Interruption") -> dict[str, Any]:
+    """`train`, with JAX in its usual modes."""
     import jax
 
-    from mnist_flax.training import agreement, loop, mesh, records, run
+    from mnist_flax.training import agreement, job, loop, mesh, records, run, run_directory
 
     if not config.no_compilation_cache:
         use_compilation_cache()
@@ -167,10 +174,8 @@ def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":
     from mnist_flax import kernels
     from mnist_flax.training import mesh
 
-    keep = not config.no_compilation_cache
-    if is_main and config.kernels != "xla" and platform == "cpu" and kernels.native.must_compile(keep):
-        print(f"Compiling the CPU kernels{', once on this machine' if keep else ''} ...", flush=True)
-    chosen = kernels.choose(config.kernels, platform, keep)
+    say = functools.partial(print, flush=True) if is_main else lambda sentence: None
+    chosen = kernels.choose(config.kernels, platform, not config.no_compilation_cache, say)
     if mesh.all_processes(chosen.name == "native") or chosen.name == "xla":
         return chosen
     return kernels.Choice("xla", "another process of the job has none")

@@ -21,7 +21,9 @@ class Normalization(NamedTuple):
     std: float
 
     def __call__(self, images: Any) -> Any:
-        """`(..., 28, 28)` images in 0..255 as network input `(..., 28, 28, 1)`."""
+        """`(..., 28, 28)` images in 0..255 as network input `(..., 28, 28, 1)`: float32, unless they have their own."""
+        if np.issubdtype(images.dtype, np.integer):
+            images = images.astype(np.float32)
         return (images * (1 / (255 * self.std)) - self.mean / self.std)[..., None]
 
 

@@ -18,6 +18,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
 from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
 from mnist_flax.model import MNISTNet
+from mnist_flax.training.devices import devices, usual_modes
 from mnist_flax.training.mesh import RUN_ONCE, compile_for_one_device
 
 # Programs are compiled for these numbers of images, and others are filled up: to compile one takes a second or two.
@@ -67,6 +68,7 @@ class Classifier:
         probabilities = np.exp(self.log_probabilities(images, shifts=shifts))
         return probabilities.argmax(-1), probabilities
 
+    @usual_modes()
     def log_probabilities(self, images: ArrayLike, *, shifts: int = 0) -> Float[np.ndarray, "n classes"]:
         """Natural logarithms of the probabilities that `predict` returns."""
         # Fewer images at a time with shifts, so that they take about the same memory.
@@ -86,6 +88,7 @@ class Classifier:
         """What the out-of-distribution score is computed from: the later blocks' outputs, averaged over the image."""
         return self.outputs(images)[1]
 
+    @usual_modes()
     def outputs(self, images: ArrayLike) -> tuple[Float[np.ndarray, "n classes"], Features]:
         """What `log_probabilities` and `features` return, in one pass through the network."""
         compiled = functools.partial(_compiled_outputs(*self._kind), self._placed, self.temperature)
@@ -97,6 +100,7 @@ class Classifier:
         log_probabilities, features = self.outputs(images)
         return np.exp(log_probabilities), None if self.reference is None else distances(self.reference, features)
 
+    @usual_modes()
     def activations(self, images: ArrayLike) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """The output of each block of the network, by the block's name."""
         return jax.device_get(_compiled_activations(*self._kind)(self._placed, as_images(images)))
@@ -164,14 +168,16 @@ def _shift(images: UInt8[Array, "n h w"], down: int, right: int) -> UInt8[Array,
     return padded[:, size - down : size - down + height, size - right : size - right + width]
 
 
+@usual_modes()
 def load(path: str | Path | None = None) -> Classifier:
     """The classifier in a run directory, in a checkpoint of it or in a safetensors file; by default the shipped one.
 
     Of a run it is the best network; `best/42` is that very checkpoint, and `last` the network as the run left it.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, or it cannot be read, or there is no device such as the environment asks for.
     """
+    devices()
     if path is None:
         return Classifier(*weights.load(PRETRAINED))
     path = Path(path)

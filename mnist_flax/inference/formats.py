@@ -15,6 +15,7 @@ from mnist_flax.files import SIGN, require_ours, unused
 from mnist_flax.inference import interop, state_dicts, weights
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
+from mnist_flax.training.devices import usual_modes
 
 # Logits are float32 of the order of 10: another order of summation changes them by about 1e-5.
 LARGEST_DIFFERENCE = 1e-3
@@ -42,6 +43,7 @@ def outputs_of(network: Classifier, kind: str) -> Run:
     return lambda images: np.asarray(compiled(images))
 
 
+@usual_modes()
 def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS) -> float:
     """Write `network` to `path`, read it back, and return the largest difference of an output on real images.
 

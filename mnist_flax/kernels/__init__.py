@@ -4,6 +4,7 @@ The source is compiled on this machine, for this machine, when it is first neede
 programs. Where there is no compiler, the network runs on XLA's operations.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from mnist_flax.errors import UserError
@@ -19,15 +20,22 @@ class Choice(NamedTuple):
     why: str = ""
 
 
-def choose(wanted: Literal["auto", "native", "xla"], platform: str, keep: bool = True) -> Choice:
-    """The kernels for a platform; "auto" takes the native ones if there are any. `keep` is whether to keep the library.
+def choose(
+    wanted: Literal["auto", "native", "xla"],
+    platform: str,
+    keep: bool = True,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Choice:
+    """The kernels for a platform; "auto" takes the native ones if there are any.
+
+    `keep` and `say` are those of `build.library`.
 
     Raises:
         UserError: "native" is wanted, and there are none.
     """
     if wanted == "xla" or (wanted == "auto" and platform != "cpu"):
         return Choice("xla")
-    reason = native.why_not(keep) if platform == "cpu" else f"they are for CPUs, and this is a {platform}"
+    reason = native.why_not(keep, say) if platform == "cpu" else f"they are for CPUs, and this is a {platform}"
     if reason is None:
         return Choice("native")
     if wanted == "native":

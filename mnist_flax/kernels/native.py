@@ -1,19 +1,9 @@
 """The C++ kernels as JAX functions with gradients: built by this machine's compiler, called by XLA for its CPU."""
 
-import atexit
-import contextlib
 import ctypes
 import dataclasses
 import functools
-import hashlib
-import os
-import platform
-import re
-import shlex
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,28 +12,26 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from mnist_flax.files import cache_directory
+from mnist_flax.kernels import build
 
-SOURCE = Path(__file__).with_name("kernels.cc")
 FUNCTIONS = ("forward", "backward")
 PREFIX = "mnist_flax_"
-COMPILERS = ("c++", "g++", "clang++")
-# The library never leaves this machine, so it may use all that its processor has.
-OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wno-psabi", "-Wno-ignored-attributes")
-TIMEOUT = 120  # seconds; compiling takes ten
-
 
 # The library, or why there is none. XLA's register, in which its functions then are, is one for the process too.
 outcome: list[ctypes.CDLL | str] = []
 
 
-def why_not(keep: bool = True) -> str | None:
+def why_not(keep: bool = True, say: Callable[[str], None] = lambda sentence: None) -> str | None:
     """Load the kernels, compiled now if they were not yet; None if they are ready for use, else why they are not.
 
-    `keep` is whether to use, and leave, a compiled library in the user's cache directory.
+    `keep` and `say` are those of `build.library`.
     """
     if not outcome:
-        outcome.append(_load(keep))
+        outcome.append(build.library(keep, say))
+        if isinstance(outcome[0], ctypes.CDLL):
+            for name in FUNCTIONS:
+                handler = jax.ffi.pycapsule(getattr(outcome[0], PREFIX + name))
+                jax.ffi.register_ffi_target(PREFIX + name, handler, platform="cpu")
     return outcome[0] if isinstance(outcome[0], str) else None
 
 
@@ -52,91 +40,6 @@ def num_lanes() -> int:
     [library] = outcome
     assert isinstance(library, ctypes.CDLL), library
     return getattr(library, PREFIX + "lanes")()
-
-
-def _load(keep: bool) -> ctypes.CDLL | str:
-    command = _command()
-    if command is None:
-        return f"no C++ compiler was found ({', '.join(COMPILERS)})"
-    try:
-        library = ctypes.CDLL(str(_compiled(command, keep)))
-    except subprocess.CalledProcessError as error:
-        return f"{command[0]} could not compile them ({_first_error(error.stderr)})"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        _place(command, keep).unlink(missing_ok=True)  # if it was made, it is no library
-        return f"they could not be compiled ({error})"
-    for name in FUNCTIONS:
-        handler = jax.ffi.pycapsule(getattr(library, PREFIX + name))
-        jax.ffi.register_ffi_target(PREFIX + name, handler, platform="cpu")
-    return library
-
-
-def must_compile(keep: bool = True) -> bool:
-    """Whether `why_not` would compile them, which takes some seconds."""
-    command = _command()
-    return not outcome and command is not None and not _place(command, keep).exists()
-
-
-def compiler() -> list[str] | None:
-    """The C++ compiler: $CXX, which may have options, or the first of `COMPILERS` that there is."""
-    found = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    return None if found is None else shlex.split(found)
-
-
-def _command() -> list[str] | None:
-    """What compiles them, without the result's name; None if there is no compiler."""
-    chosen = compiler()
-    if chosen is None:
-        return None
-    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    return [chosen[0], *OPTIONS, *chosen[1:], native, "-isystem", jax.ffi.include_dir(), str(SOURCE)]
-
-
-def _place(command: list[str], keep: bool) -> Path:
-    """Where the library that a command makes is to be."""
-    made_from = (command, SOURCE.read_bytes(), jax.__version__, platform.machine(), _processor())
-    name = f"kernels-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.so"
-    return ((cache_directory() if keep else None) or _own_directory()) / name
-
-
-@functools.cache
-def _own_directory() -> Path:
-    """A directory for this process alone."""
-    directory = Path(tempfile.mkdtemp(prefix="mnist_flax"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
-
-
-def _compiled(command: list[str], keep: bool) -> Path:
-    """The library that a command makes: kept from before, or made now.
-
-    Raises:
-        subprocess.CalledProcessError: the compiler failed.
-    """
-    place = _place(command, keep)
-    if not place.exists():
-        # Several processes may make it at once: each puts a whole file in its place.
-        with tempfile.TemporaryDirectory(dir=place.parent) as temporary:
-            made = Path(temporary) / place.name
-            run = {"capture_output": True, "text": True, "check": True, "timeout": TIMEOUT}
-            subprocess.run([*command, "-o", str(made)], stdin=subprocess.DEVNULL, **run)
-            made.replace(place)
-    return place
-
-
-def _processor() -> str:
-    """What tells processors apart: a home directory may be shared by machines of several kinds."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return platform.processor()
-
-
-def _first_error(text: str) -> str:
-    """Why a compiler failed: the first line of what it printed that says so, not the last, of the program around it."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    said = (line for line in lines if re.search("error|failed|fatal|cannot|No space left", line, re.IGNORECASE))
-    return next(said, lines[-1] if lines else "it said nothing")
 
 
 @jax.tree_util.register_dataclass

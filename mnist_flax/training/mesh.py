@@ -16,16 +16,13 @@ from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
 from mnist_flax.kernels import Kernels
 from mnist_flax.step import DATA, REPLICA
+from mnist_flax.training import devices
+from mnist_flax.training.devices import num_cores
 
 # How arrays lie on the mesh: the same everywhere; a replica's share of a leading axis; batches split along the second.
 EVERYWHERE = PartitionSpec()
 BY_REPLICA = PartitionSpec(REPLICA)
 BY_EXAMPLE = PartitionSpec(None, DATA)
-
-
-def num_cores() -> int:
-    """CPU cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int = 1) -> Mesh:
@@ -38,13 +35,15 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
     has used JAX before has fixed the number of devices; then those are used.
 
     Raises:
-        UserError: there are fewer devices, or they cannot share the work evenly.
+        UserError: there are fewer devices, or none of the kind that the environment asks for, or they cannot share the
+            work evenly.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if num_devices is not None and not forced and not jax.distributed.is_initialized():
         with suppress(RuntimeError):  # they have been made
             jax.config.update("jax_num_cpu_devices", num_devices)
-    available = jax.device_count()
+    found = devices.devices()
+    available = len(found)
     if num_devices is not None and num_devices > available:
         raise UserError(f"--num-devices {num_devices} asks for more devices than there are ({available})")
     shapes = [
@@ -65,8 +64,8 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
             f"use --batch-size {nearest} or another multiple of {num_devices}, or fewer --num-devices"
         )
     shape = max(shapes, key=lambda shape: (math.prod(shape), shape))
-    devices = jax.devices()[: math.prod(shape)]
-    return jax.make_mesh(shape, (REPLICA, DATA), (AxisType.Auto, AxisType.Auto), devices=devices)
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, (REPLICA, DATA), axis_types, devices=found[: math.prod(shape)])
 
 
 def platform_of(mesh: Mesh) -> str:
@@ -167,7 +166,7 @@ def compile_per_device(
 
 def compile_for_one_device(function: Callable[..., Any], *, platform: str | None = None, **options: Any) -> Any:
     """`jit` a function for one device of a platform, by default that of the device that JAX uses by default."""
-    return jax.jit(function, compiler_options=compiler_options(platform or jax.devices()[0].platform), **options)
+    return jax.jit(function, compiler_options=compiler_options(platform or devices.devices()[0].platform), **options)
 
 
 # For programs that run once, once an epoch, or on a few images. Random numbers are slow to compile and quick to run:

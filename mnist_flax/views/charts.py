@@ -5,44 +5,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
+from mnist_flax.inference import metrics
+from mnist_flax.training.selection import Row
+from mnist_flax.views.style import COLOURS, STYLE, Figure  # first: it imports matplotlib
+
+# isort: split
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from mnist_flax.inference import metrics
-from mnist_flax.training.selection import Row
-
 Histories = list[tuple[str, list[Row]]]  # the rows of each seed, under the name it has in the legend
 
-# The colours that report.html gives other values on a dark ground, by the names of its variables.
-COLOURS = {
-    "text": "#18202c",
-    "muted": "#5a6574",
-    "line": "#d5dae1",
-    "raised": "#ffffff",
-    "accent": "#0f6f8c",
-    "series-1": "#b03a14",
-    "series-2": "#6a4fb3",
-    "series-3": "#2f7a2b",
-    "series-4": "#a8327d",
-    "series-5": "#8a6d00",
-    "series-6": "#3a5fc4",
-    "series-7": "#7a4a2e",
-}
 SERIES = ("accent", *(f"series-{i}" for i in range(1, 8)))
-STYLE = matplotlib.rc_context(
-    {
-        **dict.fromkeys(("text.color", "axes.labelcolor"), COLOURS["text"]),
-        **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), COLOURS["muted"]),
-        "grid.color": COLOURS["line"],
-        "axes.axisbelow": True,
-        "text.parse_math": False,  # a dollar sign in a name is one
-        "svg.fonttype": "none",
-        "svg.hashsalt": "report",  # text stays text; the same names in every file
-    }
-)
 
 
 @STYLE

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
-from matplotlib.figure import Figure
 
 from mnist_flax.data import Examples
 from mnist_flax.files import SIGN, require_ours, write_bytes
 from mnist_flax.inference import metrics
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
-from mnist_flax.views.charts import STYLE, reliability_diagram
+from mnist_flax.views.charts import reliability_diagram
+from mnist_flax.views.style import STYLE, Figure
 
 Images = UInt8[np.ndarray, "n 28 28"]
 

@@ -17,6 +17,7 @@ from mnist_flax.inference.classifier import Classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.reading import folder
 from mnist_flax.training import contents
+from mnist_flax.training.devices import usual_modes
 from mnist_flax.training.mesh import RUN_ONCE
 from mnist_flax.training.programs import augmentation_of
 from mnist_flax.views import charts, html, plots, runs, sections
@@ -26,6 +27,7 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 _SAMPLES = 8
 
 
+@usual_modes()
 def write_report(
     paths: list[Path], output: Path, data_dir: Path | None = None, dataset: Dataset | str | None = None
 ) -> Path:
