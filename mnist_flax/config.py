@@ -211,6 +211,29 @@ def located(dataset: str) -> str:
     return dataset if dataset in NAMES else os.path.abspath(dataset)
 
 
+def require_countable(config: Config, num_train: int) -> None:
+    """Refuse a batch larger than the training set, and more steps than are counted, of a complete config.
+
+    A batch of the default size is filled up however few images there are.
+
+    Raises:
+        UserError: naming the most that is possible.
+    """
+    most = max(num_train, Config.batch_size)
+    if config.batch_size > most:
+        raise UserError(
+            f"--batch-size {config.batch_size:,} is more than the {num_train:,} training images of {config.dataset}; "
+            f"it may be {most:,} at most"
+        )
+    steps_per_epoch = -(-num_train // config.batch_size)
+    most = (2**31 - 1) // steps_per_epoch
+    if config.epochs is not None and config.epochs > most:
+        raise UserError(
+            f"--epochs {config.epochs:,} of {steps_per_epoch:,} steps are more steps than 32 bits can count; they may "
+            f"be {most:,} at most"
+        )
+
+
 # Options that say where and how a run is carried out: it may be resumed with others. Two runs that differ only in these
 # compute the same, but for rounding: with other `kernels` or `num_devices` sums have another order, and other bits.
 CARRYING_OUT = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "no_report", "overwrite"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import simple_parsing
 
 from mnist_flax.cli import ArgumentParser, command, is_whole_process, use_compilation_cache
-from mnist_flax.config import NAMES, Config, require_dataset, validate
+from mnist_flax.config import NAMES, Config, require_countable, require_dataset, validate
 from mnist_flax.errors import UserError
 from mnist_flax.files import expanded, local_path
 from mnist_flax.presets import PRESETS, completed, defaults
@@ -93,7 +93,7 @@ def _train(config: Config, interruption: "Interruption") -> dict[str, Any]:
     """`train`, with JAX in its usual modes."""
     import jax
 
-    from mnist_flax.training import agreement, job, loop, mesh, records, run, run_directory
+    from mnist_flax.training import agreement, job, loop, memory, mesh, records, run, run_directory
 
     if not config.no_compilation_cache:
         use_compilation_cache()
@@ -101,10 +101,13 @@ def _train(config: Config, interruption: "Interruption") -> dict[str, Any]:
         job.join()
     dataset = _load(config)
     held_out = 0 if dataset.selection_split == "test" else len(dataset.validation.labels)
-    config = completed(config, dataset.name, len(dataset.train.labels), held_out)
+    num_train = len(dataset.train.labels)
+    config = completed(config, dataset.name, num_train, held_out)
+    require_countable(config, num_train)
     if config.distributed:
         agreement.require_agreement(config, dataset)
     devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
+    memory.require_memory(devices, config.batch_size, config.num_seeds, num_train)
     is_main = jax.process_index() == 0
     chosen = _kernels(config, mesh.platform_of(devices), is_main)
     initial, teachers = _initial(config, dataset), _teachers(config, dataset)
@@ -190,13 +193,25 @@ def _calibrate(config: Config, dataset: "Dataset") -> None:
 
 
 def _report(config: Config, dataset: "Dataset") -> None:
-    """Draw a finished run's report, unless that is done or not wanted; imported only then, for the same reason."""
+    """Draw a finished run's report, unless that is done or not wanted; imported only then, for the same reason.
+
+    Raises:
+        UserError: it cannot be drawn. Nothing else is lost, and the same command draws it.
+    """
     directory = config.workdir / "report"
     if config.no_report or (directory / "report.html").exists():
         return
-    from mnist_flax.views.report import write_report
+    try:
+        from mnist_flax.views.report import write_report
 
-    print(f"Report         {write_report([config.workdir], directory, config.data_dir, dataset)}")
+        page = write_report([config.workdir], directory, config.data_dir, dataset)
+    except Exception as error:
+        reason = f"{error}" if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"the report could not be drawn ({reason}). The run in {config.workdir} is finished and whole: run the "
+            "same command again to draw the report alone, or with --no-report to do without"
+        ) from error
+    print(f"Report         {page}")
 
 
 def _finished(config: Config, summary: dict[str, Any]) -> str:

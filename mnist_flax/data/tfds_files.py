@@ -164,6 +164,8 @@ def require_connection(url: str) -> None:
                 failure[:] = [] if response.ok else [f"HTTP status {response.status_code}"]
         except requests.RequestException as error:
             failure[:] = [type(error).__name__]
+        except Exception as error:  # noqa: BLE001 - the environment's, as a REQUESTS_CA_BUNDLE that is not there
+            failure[:] = [str(error)]
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()

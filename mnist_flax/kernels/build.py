@@ -156,4 +156,6 @@ def _processor() -> str:
 def _first_error(text: str) -> str:
     """What a compiler, or its linker, complains of first."""
     lines = text.splitlines()
-    return next((line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "it said nothing")
+    return next(
+        (line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "it said nothing"
+    )

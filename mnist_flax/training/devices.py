@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend import backend
@@ -32,7 +33,7 @@ def usual_modes() -> Iterator[None]:
         yield
 
 
-def devices() -> list[jax.Device]:
+def devices() -> list[Any]:
     """JAX's devices. What needs them asks here first.
 
     Raises:
@@ -40,7 +41,7 @@ def devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except Exception as error:  # noqa: BLE001 - JAX has several types for it, an AssertionError too
+    except Exception as error:  # JAX has several types for it, an AssertionError too
         reason = " ".join(str(error).partition(" (set JAX_PLATFORMS=")[0].split()) or "no such device is visible"
         asked = {name: jax.config.values[option] for option, name in ASKED_BY.items() if jax.config.values[option]}
         if not asked:

@@ -93,7 +93,7 @@ def claimed(config: Config) -> Iterator[None]:
     The system releases the lock however the process ends.
 
     Raises:
-        UserError: another process has locked it, or it holds a run with another configuration.
+        UserError: another process has locked it, or it cannot be locked, or it holds a run with another configuration.
     """
     from filelock import FileLock, Timeout
 
@@ -102,6 +102,12 @@ def claimed(config: Config) -> Iterator[None]:
         lock = FileLock(workdir / ".lock", timeout=0).acquire()
     except Timeout as error:
         raise UserError(f"{workdir} is in use by another process; wait for it, or choose another --workdir") from error
+    except (OSError, NotImplementedError) as error:  # the latter: filelock's, if the file system has no locks
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{workdir / '.lock'} cannot be locked ({reason}), so a second process might train there too: choose a "
+            "--workdir on a local disk, or mount its file system with locks (NFS: with lockd, Lustre: with flock)"
+        ) from error
     with lock:
         stored = read_json(workdir / CONFIG)
         if config.overwrite:

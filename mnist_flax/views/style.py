@@ -16,7 +16,8 @@ def _matplotlib() -> Any:
     except ValueError:
         for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
             del sys.modules[name]
-        [directory] = importlib.util.find_spec("matplotlib").submodule_search_locations or []
+        spec: Any = importlib.util.find_spec("matplotlib")
+        [directory] = spec.submodule_search_locations
         settings = {"MPLBACKEND": "agg", "MATPLOTLIBRC": f"{directory}/mpl-data/matplotlibrc"}
         users = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
@@ -32,7 +33,7 @@ def _matplotlib() -> Any:
 matplotlib = _matplotlib()
 
 # isort: split
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure as Figure  # noqa: E402
 
 # The colours that report.html gives other values on a dark ground, by the names of its variables.
 COLOURS = {
