@@ -21,7 +21,7 @@ from benchmarks.suite import Work
 from mnist_flax import kernels, ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.kernels import Kernels, native
+from mnist_flax.kernels import Kernels, library, native
 from mnist_flax.kernels.native import Packs
 from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.presets import PRESETS
@@ -175,15 +175,17 @@ def _convolutions(num_images: int, kernels: Kernels) -> Iterator[tuple[str, Work
 
 def _multiply_adds() -> dict[str, Work]:
     """What the chip can do at most, where there is a compiler to measure it."""
-    if native.compiler() is None:
+    if library.compiler() is None:
         return {}
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory) / "peak.so"
         options = ["-O2", "-march=native", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC"]
-        subprocess.run([*native.compiler(), *options, str(Path(__file__).with_name("peak.cc")), "-o", made], check=True)
-        library, rounds = ctypes.CDLL(str(made)), ctypes.c_long(1_000_000)
-    library.gflop.restype = ctypes.c_double
-    return {"multiply-adds in registers": Work(lambda: library.peak(rounds), library.gflop(rounds))}
+        subprocess.run(
+            [*library.compiler(), *options, str(Path(__file__).with_name("peak.cc")), "-o", made], check=True
+        )
+        loaded, rounds = ctypes.CDLL(str(made)), ctypes.c_long(1_000_000)
+    loaded.gflop.restype = ctypes.c_double
+    return {"multiply-adds in registers": Work(lambda: loaded.peak(rounds), loaded.gflop(rounds))}
 
 
 def layers(name: str) -> dict[str, Work]:

@@ -191,6 +191,10 @@ def _run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> Non
     except OSError as error:  # a full disk, a directory without write permission, a missing file
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(_fail(f"{where}{error.strerror or error}", 2))
+    except ValueError as error:  # JAX refuses the value of one of its environment variables when it is imported
+        if "jax" in sys.modules or "jax" not in str(error).lower():
+            raise
+        sys.exit(_fail(f"JAX cannot start ({error}): correct that environment variable", 2))
     except StoppedError as error:
         sys.exit(_fail(str(error), 128 + error.signal))
     except KeyboardInterrupt:

@@ -23,13 +23,15 @@ def layers() -> list[Layer]:
 
     from mnist_flax import ops
     from mnist_flax.model import BLOCKS, IMAGE_SHAPE, MNISTNet, count_parameters, init_variables
+    from mnist_flax.training.devices import usual_modes
 
     def outputs() -> tuple[Any, Any]:
         variables = init_variables(jax.random.key(0))
         _, state = MNISTNet().apply(variables, jnp.zeros((1, *IMAGE_SHAPE)), capture_intermediates=True)
         return variables["params"], ops.computed(state["intermediates"])
 
-    params, intermediates = jax.eval_shape(outputs)
+    with usual_modes():
+        params, intermediates = jax.eval_shape(outputs)
 
     def layer(kind: str, name: str, *inner: str) -> Layer:
         node, weights = intermediates[name], params.get(name, {})

@@ -9,6 +9,16 @@ from pathlib import Path
 from mnist_flax.training.records import read_history
 
 DIGITS = ["--dataset", "digits"]
+# What may be in the environment for the sake of other programs, and would change what JAX computes, or refuse it.
+ODD_MODES = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_DISABLE_JIT": "1",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "JAX_TRANSFER_GUARD": "disallow",
+}
 TIMES = {"time", "seconds", "images_per_second"}
 
 

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import DIGITS, rows, start, train, wait_for_rows
+from runs import DIGITS, ODD_MODES, rows, start, train, wait_for_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_flax.errors import UserError
@@ -110,8 +110,8 @@ def assert_same_run(workdir, reference):
 def test_asked_to_stop_it_saves_and_goes_on_bit_identically(finished, tmp_path):
     workdir = tmp_path / "run"
     arguments = [*DIGITS, "--epochs", 6, "--workdir", workdir]
-    for number, count in ((signal.SIGTERM, 2), (signal.SIGINT, 4)):
-        process = start(*arguments)
+    for number, count, modes in ((signal.SIGTERM, 2, {}), (signal.SIGINT, 4, ODD_MODES)):
+        process = start(*arguments, env=modes)
         wait_for_rows(process, workdir, count)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)

@@ -28,7 +28,7 @@ def choose(
 ) -> Choice:
     """The kernels for a platform; "auto" takes the native ones if there are any.
 
-    `keep` and `say` are those of `build.library`.
+    `keep` and `say` are those of `library.load`.
 
     Raises:
         UserError: "native" is wanted, and there are none.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from mnist_flax.kernels import build
+from mnist_flax.kernels import library
 
 FUNCTIONS = ("forward", "backward")
 PREFIX = "mnist_flax_"
@@ -24,10 +24,10 @@ outcome: list[ctypes.CDLL | str] = []
 def why_not(keep: bool = True, say: Callable[[str], None] = lambda sentence: None) -> str | None:
     """Load the kernels, compiled now if they were not yet; None if they are ready for use, else why they are not.
 
-    `keep` and `say` are those of `build.library`.
+    `keep` and `say` are those of `library.load`.
     """
     if not outcome:
-        outcome.append(build.library(keep, say))
+        outcome.append(library.load(keep, say))
         if isinstance(outcome[0], ctypes.CDLL):
             for name in FUNCTIONS:
                 handler = jax.ffi.pycapsule(getattr(outcome[0], PREFIX + name))
@@ -37,9 +37,9 @@ def why_not(keep: bool = True, say: Callable[[str], None] = lambda sentence: Non
 
 def num_lanes() -> int:
     """The images in a pack, once the kernels are loaded."""
-    [library] = outcome
-    assert isinstance(library, ctypes.CDLL), library
-    return getattr(library, PREFIX + "lanes")()
+    [loaded] = outcome
+    assert isinstance(loaded, ctypes.CDLL), loaded
+    return getattr(loaded, PREFIX + "lanes")()
 
 
 @jax.tree_util.register_dataclass

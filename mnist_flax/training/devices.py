@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,10 +43,13 @@ def devices() -> list[Any]:
     try:
         return jax.devices()
     except Exception as error:  # JAX has several types for it, an AssertionError too
-        reason = " ".join(str(error).partition(" (set JAX_PLATFORMS=")[0].split()) or "no such device is visible"
+        reason = " ".join(re.split(r" \((?:set|you may)", str(error))[0].split()) or "no such device is visible"
         asked = {name: jax.config.values[option] for option, name in ASKED_BY.items() if jax.config.values[option]}
         if not asked:
-            raise UserError(f"JAX finds no devices ({reason}); JAX_PLATFORMS=cpu uses the CPU alone") from error
+            raise UserError(
+                f"JAX cannot use this machine's devices ({reason}): see what JAX_* variables and XLA_FLAGS say; "
+                "JAX_PLATFORMS=cpu uses the CPU alone"
+            ) from error
         settings = " ".join(f"{name}={value}" for name, value in asked.items())
         raise UserError(
             f"{settings}: JAX finds no such device here ({reason}); what it finds is {', '.join(_found())}. Unset "

@@ -28,7 +28,7 @@ def require_memory(mesh: Mesh, batch_size: int, num_replicas: int, num_train: in
     gigabytes = (
         f"at least {(replicas * each + images) / 1e9:,.1f} GB of memory a device, which has {available / 1e9:,.1f}"
     )
-    if replicas * each > available / 2:
+    if replicas * each > available:
         fitting = max(int(available / 4 / each), 1) * mesh.shape[REPLICA]
         raise UserError(f"--num-seeds {num_replicas:,} needs {gigabytes}; {fitting:,} would fit")
     if replicas * each + images > available:

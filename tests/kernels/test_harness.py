@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exact import exact_layer
 
-from mnist_flax.kernels import native
+from mnist_flax.kernels import library
 
 # Images, height, width, channels in and out, side of the kernel, padding, what comes before.
 LAYERS = [
@@ -29,8 +29,8 @@ LAYERS = [
 def build(directory, compiler, *options):
     """The harness as a program."""
     program, source = directory / "harness", Path(__file__).with_name("harness.cc")
-    include = ["-I", str(native.SOURCE.parent), "-isystem", jax.ffi.include_dir()]
-    kept = [option for option in native.OPTIONS if option not in ("-shared", "-fPIC")]
+    include = ["-I", str(library.SOURCE.parent), "-isystem", jax.ffi.include_dir()]
+    kept = [option for option in library.OPTIONS if option not in ("-shared", "-fPIC")]
     command = [*compiler, *kept, *options, "-pthread", *include, str(source), "-o", str(program)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
@@ -89,7 +89,7 @@ def compare(program, *runner):
 @pytest.mark.usefixtures("cpu_kernels")
 def test_under_sanitizers(tmp_path):
     """No address outside a buffer, and nothing undefined."""
-    compiler = native.compiler()
+    compiler = library.compiler()
     asked = subprocess.run([*compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     if not os.path.isabs(asked.stdout.strip()):
         pytest.skip(f"{compiler[0]} has no address sanitizer")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,7 +33,8 @@ HOSTILE = '_<img src=x onerror=alert(1)> "$x^$ & '
 def run(tmp_path_factory):
     """A run of two seeds that wrote its own report."""
     workdir = tmp_path_factory.mktemp("report") / "run"
-    train.train(Config(dataset="digits", epochs=2, num_seeds=2, workdir=workdir))
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):  # as others may
+        train.train(Config(dataset="digits", epochs=2, num_seeds=2, workdir=workdir))
     return workdir
 
 
@@ -316,3 +318,30 @@ def test_page_fits_its_window(run, chromium, width, scheme):
     brightness = [sum(map(int, re.findall(r"\d+", value)[:3])) for value in (background, colour)]
     assert (brightness[0] > brightness[1]) == (scheme == "light")
     assert chromium.get_log("browser") == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no latex"), OSError(28, "No space left"), UserError("no data")])
+def test_a_report_that_fails_is_a_sentence_and_is_drawn_by_the_same_command(run, tmp_path, monkeypatch, capsys, error):
+    """The run itself stays as it is."""
+    arguments = ["--dataset", "digits", "--epochs", "2", "--num-seeds", "2", "--workdir"]
+    arguments.append(str(copy(run, tmp_path / "run")))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("mnist_flax.views.report.write_report", fail)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert "holds a finished run" in printed.out
+    assert printed.err.startswith("error: the report could not be drawn (")
+    assert str(error) in printed.err
+    assert "run the same command again" in printed.err
+    assert printed.err.count("\n") == 1
+
+    monkeypatch.setattr("mnist_flax.views.report.write_report", lambda paths, output, *_: output / "report.html")
+    train.main(arguments)
+    assert capsys.readouterr().out.endswith(f"Report         {tmp_path}/run/report/report.html\n")
+    assert {path: path.read_bytes() for path in before} == before

@@ -26,7 +26,7 @@ TIMEOUT = 120  # seconds; compiling takes ten
 SUM = hashlib.sha256().digest_size  # bytes at a kept library's end: one that is cut short would crash when loaded
 
 
-def library(keep: bool, say: Callable[[str], None]) -> ctypes.CDLL | str:
+def load(keep: bool, say: Callable[[str], None]) -> ctypes.CDLL | str:
     """The library, or why there is none.
 
     Args:
@@ -42,13 +42,13 @@ def library(keep: bool, say: Callable[[str], None]) -> ctypes.CDLL | str:
     name, directory = _name(command), cache_path() if keep else None
     kept = directory / name if directory else None
     try:
-        made = _own_directory() / name
+        made = own_directory() / name
         if kept is not None and os.path.exists(kept):
             try:
                 return _opened(kept, made)
             except OSError as error:
                 say(f"The kept CPU kernels cannot be used, and are compiled anew: {_reason(error, kept)}")
-        once = ", once on this machine" if keep and cache_directory() else ""
+        once = ", once on this machine" if directory and cache_directory() else ""
         say(f"Compiling the CPU kernels{once} ...")
         _compile(command, made)
     except subprocess.CalledProcessError as error:
@@ -93,7 +93,7 @@ def _name(command: list[str]) -> str:
 
 
 @functools.cache
-def _own_directory() -> Path:
+def own_directory() -> Path:
     """A directory for this process alone."""
     directory = Path(tempfile.mkdtemp(prefix="mnist_flax"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)

@@ -1,0 +1,65 @@
+"""Our pictures do not depend on a user's settings of matplotlib."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+from mnist_flax.views import charts, plots
+
+SETTINGS = {
+    "LaTeX, which is not there": {"text.usetex": True},
+    "a font that is not there": {"font.family": "Nope", "font.size": 40},
+    "huge pictures": {"savefig.dpi": 10_000, "savefig.bbox": "tight", "figure.dpi": 3, "figure.figsize": (90, 90)},
+    "colours": {"axes.facecolor": "red", "savefig.facecolor": "blue", "image.cmap": "jet", "lines.linestyle": ":"},
+}
+
+
+def drawn(directory):
+    rows = [dict.fromkeys(("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate"), 0.5)]
+    curves = charts.learning_curves([("a $name", [{"epoch": 1, **rows[0]}])])
+    pictures = {"Curves": curves, "Confusion": plots.confusion(np.eye(3, dtype=int), ("a", "b", "c"))}
+    return charts.svg(curves, "id"), *(path.read_bytes() for path in plots.save(pictures, directory).values())
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings_change_no_picture(tmp_path, settings):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        expected = drawn(tmp_path)
+    with matplotlib.rc_context(SETTINGS[settings]):
+        assert drawn(tmp_path) == expected
+        assert all(matplotlib.rcParams[name] in (value, [value]) for name, value in SETTINGS[settings].items())
+
+
+DRAW = """
+import hashlib, io, os
+before = dict(os.environ)
+from mnist_flax.views.style import STYLE, Figure
+assert os.environ == before
+
+@STYLE
+def draw():
+    figure, file = Figure(), io.BytesIO()
+    figure.subplots().set_title("x")
+    figure.savefig(file)
+    return file.getvalue()
+
+print(hashlib.sha256(draw()).hexdigest())
+"""
+
+
+def test_settings_that_matplotlib_refuses_are_left_out(tmp_path):
+    file = tmp_path / "matplotlibrc"
+    file.write_bytes(b"font.family: \xff\xfe\n")
+    environments = {}, {"MPLBACKEND": "nonsense"}, {"MATPLOTLIBRC": str(file)}
+    ran = [
+        subprocess.run([sys.executable, "-c", DRAW], env=os.environ | each, capture_output=True, check=True)
+        for each in environments
+    ]
+    assert len({process.stdout for process in ran}) == 1
+    assert len(ran[0].stdout) > len(hashlib.sha256().hexdigest())
