@@ -21,7 +21,7 @@ from benchmarks.suite import Work
 from mnist_flax import kernels, ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.kernels import Kernels, library, native
+from mnist_flax.kernels import Kernels, library
 from mnist_flax.kernels.native import Packs
 from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.presets import PRESETS

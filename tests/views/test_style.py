@@ -14,23 +14,27 @@ from mnist_flax.views import charts, plots
 SETTINGS = {
     "LaTeX, which is not there": {"text.usetex": True},
     "a font that is not there": {"font.family": "Nope", "font.size": 40},
-    "huge pictures": {"savefig.dpi": 10_000, "savefig.bbox": "tight", "figure.dpi": 3, "figure.figsize": (90, 90)},
+    "huge pictures": {"savefig.dpi": 10_000, "savefig.bbox": "tight", "figure.dpi": 3},
     "colours": {"axes.facecolor": "red", "savefig.facecolor": "blue", "image.cmap": "jet", "lines.linestyle": ":"},
 }
 
 
 def drawn(directory):
-    rows = [dict.fromkeys(("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate"), 0.5)]
-    curves = charts.learning_curves([("a $name", [{"epoch": 1, **rows[0]}])])
-    pictures = {"Curves": curves, "Confusion": plots.confusion(np.eye(3, dtype=int), ("a", "b", "c"))}
-    return charts.svg(curves, "id"), *(path.read_bytes() for path in plots.save(pictures, directory).values())
+    row = dict.fromkeys(("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate"), 0.5)
+    curve = charts.learning_curve("Loss", [("a $name", [{"epoch": 1, **row}])])
+    picture = plots.save({"Confusion": plots.confusion(np.eye(2, dtype=int), ("a", "b"))}, directory)["Confusion"]
+    return charts.svg(curve, "id"), picture.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        return drawn(tmp_path_factory.mktemp("expected"))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_settings_change_no_picture(tmp_path, settings):
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        expected = drawn(tmp_path)
+def test_settings_change_no_picture(tmp_path, settings, expected):
     with matplotlib.rc_context(SETTINGS[settings]):
         assert drawn(tmp_path) == expected
         assert all(matplotlib.rcParams[name] in (value, [value]) for name, value in SETTINGS[settings].items())
