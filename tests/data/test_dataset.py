@@ -266,6 +266,15 @@ def test_a_server_that_never_answers_is_given_up_in_time(monkeypatch):
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_are_not_there(tmp_path, monkeypatch, name):
+    """`requests` has an error of another type for that, which must not end as a thread's traceback."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "away"))
+    with pytest.raises(OSError, match=f"invalid path: {tmp_path}/away"):
+        tfds_files.require_connection("https://127.0.0.1:9/file")
+
+
 @pytest.mark.parametrize(("status", "served"), [("503 Service Unavailable", b""), ("200 OK", b"half a file")])
 def test_a_failed_download_is_not_retried_and_leaves_nothing_trusted(tmp_path, monkeypatch, status, served):
     requests = []

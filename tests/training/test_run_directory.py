@@ -107,3 +107,18 @@ def test_a_config_of_another_program_is_called_that_and_one_of_another_version_i
     path.write_text(json.dumps({**Config(seed=3).to_json(), "optimizer": "lamb", "slant": 2}))
     config, unknown = read_recorded(path)
     assert (config.seed, unknown) == (3, {"optimizer": "lamb", "slant": 2})
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(37, "No locks available"), OSError(95, "Not supported"), NotImplementedError("No flock")]
+)
+def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
+    def acquire(self, *_, **__):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(UserError) as refused, claimed(Config(workdir=tmp_path)):
+        pass
+    assert str(refused.value).startswith(f"{tmp_path}/.lock cannot be locked (N")
+    assert "choose a --workdir on a local disk" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
