@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -154,8 +155,7 @@ def _processor() -> str:
 
 
 def _first_error(text: str) -> str:
-    """What a compiler, or its linker, complains of first."""
-    lines = text.splitlines()
-    return next(
-        (line for line in lines if "error" in line or "failed" in line), lines[-1] if lines else "it said nothing"
-    )
+    """What a compiler, or its linker, complains of first; not its last line, which is of the program around it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = (line for line in lines if re.search("error|failed|fatal|cannot|No space left", line, re.IGNORECASE))
+    return next(said, lines[-1] if lines else "it said nothing")

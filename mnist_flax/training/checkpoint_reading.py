@@ -6,6 +6,7 @@
 import gc
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
