@@ -12,7 +12,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from mnist_flax.kernels import library
+from mnist_flax.kernels.library import load
 
 FUNCTIONS = ("forward", "backward")
 PREFIX = "mnist_flax_"
@@ -27,7 +27,7 @@ def why_not(keep: bool = True, say: Callable[[str], None] = lambda sentence: Non
     `keep` and `say` are those of `library.load`.
     """
     if not outcome:
-        outcome.append(library.load(keep, say))
+        outcome.append(load(keep, say))
         if isinstance(outcome[0], ctypes.CDLL):
             for name in FUNCTIONS:
                 handler = jax.ffi.pycapsule(getattr(outcome[0], PREFIX + name))
