@@ -13,7 +13,7 @@ COMMANDS = {
     "predict": "say which digit an image file shows",
     "demo": "open a page to draw digits on, which shows what the network sees",
     "report": "draw curves, mistakes, calibration, filters and activations",
-    "export": "write it as safetensors, PyTorch state dict, StableHLO or ONNX",
+    "export": "write it as safetensors, PyTorch state dict, StableHLO, ONNX or C for a chip",
     "import-weights": "read the PyTorch original's weights",
     "summary": "print the network's layers",
 }

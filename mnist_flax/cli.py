@@ -63,13 +63,10 @@ class ArgumentParser(argparse.ArgumentParser):
         meaning = "run directory, checkpoint in it, or safetensors file; default: the shipped weights"
         self.add_argument(*(names or ("checkpoint",)), type=local_path, help=meaning, **options)
 
-    def add_data_dir(self) -> None:
+    def add_data_dir(self, purpose: str = "") -> None:
         """The option `--data-dir`."""
-        self.add_argument(
-            "--data-dir",
-            type=local_path,
-            help="TFDS data directory; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
-        )
+        default = "default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+        self.add_argument("--data-dir", type=local_path, help=f"{purpose}TFDS data directory; {default}")
 
     def add_json(self, meaning: str = "print one JSON object") -> None:
         """The option `--json`, which `show` goes by."""

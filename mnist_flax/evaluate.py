@@ -27,11 +27,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--shifts", type=int, default=0, metavar="PIXELS", help="average over shifts of up to so many pixels each way"
     )
+    parser.add_argument(
+        "--int8", action="store_true", help="measure the network in integers, as export --format c writes it"
+    )
     parser.add_json()
     parser.add_argument("--save-plots", type=local_path, metavar="DIR", help="write pictures there as PNGs")
     options = parser.parse_args(arguments)
     if not 0 <= options.shifts <= 3:
         raise UserError(f"--shifts is {options.shifts}; it must be between 0 and 3")
+    if options.int8 and options.shifts:
+        raise UserError("--int8 and --shifts exclude each other: a chip has the image once")
     return options
 
 
@@ -43,7 +48,15 @@ def main(arguments: Sequence[str]) -> None:
     from mnist_flax.reading.folder import load
 
     use_compilation_cache()
-    evaluation = evaluate(options.checkpoint, options.dataset, options.split, options.data_dir, options.shifts, load)
+    evaluation = evaluate(
+        options.checkpoint,
+        options.dataset,
+        options.split,
+        options.data_dir,
+        options.shifts,
+        load,
+        int8=options.int8,
+    )
     if options.save_plots is not None:
         from mnist_flax.views import plots
 

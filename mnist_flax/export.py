@@ -7,8 +7,8 @@ from mnist_flax.cli import ArgumentParser, command, show
 from mnist_flax.errors import UserError
 from mnist_flax.files import local_path
 
-PROGRAMS = ("stablehlo", "onnx")  # the others hold weights
-FORMATS = ("safetensors", "pytorch", *PROGRAMS)
+PROGRAMS = ("stablehlo", "onnx")  # that can return probabilities
+FORMATS = ("safetensors", "pytorch", *PROGRAMS, "c")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         "export",
         "Write a trained network to a file for other programs, and check it. StableHLO and ONNX take uint8 images "
-        "(n, 28, 28) and return logits (n, 10), or probabilities.",
+        "(n, 28, 28) and return logits (n, 10), or probabilities. C is for chips without floating point.",
         "runs/mnist_training --format onnx --output mnist.onnx",
     )
     parser.add_checkpoint()
@@ -26,15 +26,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         required=True,
         type=local_path,
         metavar="FILE",
-        help="--format pytorch: safetensors if the name ends in .safetensors, otherwise a file for torch.load",
+        help="--format pytorch: safetensors if the name ends in .safetensors, otherwise a file for torch.load; "
+        "--format c: its header is written beside it",
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="the file returns calibrated probabilities (stablehlo and onnx)"
     )
+    parser.add_data_dir("for --format c, if the network was imported: it is scaled by training images. ")
     parser.add_json()
     options = parser.parse_args(arguments)
     if options.probabilities and options.format not in PROGRAMS:
-        raise UserError(f"--probabilities is for {' and '.join(PROGRAMS)}: a {options.format} file holds only weights")
+        returned = "returns integers" if options.format == "c" else "holds only weights"
+        raise UserError(f"--probabilities is for {' and '.join(PROGRAMS)}: a {options.format} file {returned}")
     return options
 
 
@@ -42,6 +45,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     options = parse(arguments)
+    (_export_c if options.format == "c" else _export)(options)
+
+
+def _export(options: argparse.Namespace) -> None:
     from mnist_flax.inference.classifier import load
     from mnist_flax.inference.formats import LOGITS, PROBABILITIES, export
 
@@ -56,6 +63,19 @@ def main(arguments: Sequence[str]) -> None:
         f"{options.output}: {size:,} bytes{f', returns {returned}' if returned else ''}; on 359 real digits no {one} "
         f"differs by more than {difference:.1g}",
     )
+
+
+def _export_c(options: argparse.Namespace) -> None:
+    from mnist_flax.inference.c_source import export
+    from mnist_flax.inference.classifier import load
+    from mnist_flax.reading import folder
+
+    written = export(load(options.checkpoint), options.output, options.data_dir, folder.load)
+    text = (
+        "{output} and {header}: {weight_bytes:,} bytes of weights, {other_constant_bytes:,} of other constants, "
+        "{ram_bytes:,} of RAM; of {images} real digits {named_as_in_float32} are named as in float32"
+    )
+    show(options, written, text.format(**written))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Calibration: the temperature and the reference of the out-of-distribution score, fitted when training has ended."""
+"""Calibration: what is fitted to a network when training has ended.
+
+That is the temperature, the reference of the out-of-distribution score, and the activations' maxima, which the network
+in integers is scaled by.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +15,8 @@ from mnist_flax.config import Config
 from mnist_flax.data import Dataset, Examples
 from mnist_flax.data.examples import stratified_choice
 from mnist_flax.files import require_ours
-from mnist_flax.inference import classifier, metrics, novelty, weights
+from mnist_flax.inference import classifier, integers, metrics, novelty, weights
+from mnist_flax.inference.card import MAXIMA
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.training.contents import NETWORK, directories_of
 from mnist_flax.training.selection import FEWEST
@@ -30,7 +35,7 @@ Redraw = Callable[[UInt8[Any, "n 28 28"]], UInt8[np.ndarray, "n 28 28"]]
 
 
 def calibrate(network: Classifier, dataset: Dataset, redraw: Redraw) -> Classifier:
-    """The network with a temperature and a reference that are fitted to its held-out images.
+    """The network with a temperature and a reference that are fitted to its held-out images, and activation maxima.
 
     It comes back as it was if nothing was held out, and without a reference if there are too few images for one.
 
@@ -53,7 +58,8 @@ def _calibrated(network: Classifier, dataset: Dataset, to_fit: tuple[Examples, E
     if to_fit is not None:
         train, held_out = to_fit
         reference = novelty.fit(plain.features(train.images), train.labels, plain.features(held_out.images))
-    return Classifier(network.variables, {**network.card, "temperature": temperature}, reference)
+    fitted = {"temperature": temperature, MAXIMA: integers.maxima(network, dataset.train)}
+    return Classifier(network.variables, {**network.card, **fitted}, reference)
 
 
 def _to_fit_a_reference(dataset: Dataset, redraw: Redraw) -> tuple[Examples, Examples] | None:

@@ -6,9 +6,13 @@ from typing import Any
 from mnist_flax.config import validate
 from mnist_flax.data import NUM_CLASSES, Normalization
 from mnist_flax.errors import UserError
+from mnist_flax.model import BLOCKS
 from mnist_flax.training.contents import recorded
 
-_NUMBERS = ("val_accuracy", "val_loss", "temperature", "step", "epoch", "seed")  # not all cards have all of them
+MAXIMA = "activation_maxima"  # the largest output of each block on training images, in the order of `model.BLOCKS`
+INT8_ACCURACY = "int8_test_accuracy"  # of the network in integers
+# Not all cards have all of them.
+_NUMBERS = ("val_accuracy", "val_loss", "temperature", "step", "epoch", "seed", INT8_ACCURACY)
 
 
 def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[s
             "config": isinstance(card["config"], dict),
             **{name: _is_number(card[name]) for name in {*numbers, *required}},
             "temperature": _is_number(card.get("temperature", 1)) and card.get("temperature", 1) > 0,
+            MAXIMA: _are_maxima(card.get(MAXIMA, [0.0] * len(BLOCKS))),
         }
         wrong = [name for name, right in rules.items() if not right]
         if wrong:
@@ -43,6 +48,10 @@ def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[s
     except (ValueError, TypeError, UserError) as error:
         raise UserError(f"{where} has a card that cannot be read ({error})") from error
     return card
+
+
+def _are_maxima(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == len(BLOCKS) and all(_is_number(x) and x >= 0 for x in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,16 +1,16 @@
 """How good a trained network is on a data set: `evaluate` measures it, `describe` tells the figures."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from mnist_flax import data
 from mnist_flax.config import located
-from mnist_flax.data import Dataset, Examples
+from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
-from mnist_flax.inference import classifier, metrics
+from mnist_flax.inference import classifier, integers, metrics
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.inference.metrics import LogProbabilities
 
@@ -30,7 +30,9 @@ def evaluate(
     split: str,
     data_dir: Path | None,
     shifts: int,
-    load: Callable[[str, Path | None, int | None], Dataset] = data.load,
+    load: integers.Load = data.load,
+    *,
+    int8: bool = False,
 ) -> Evaluation:
     """Measure a network on a split.
 
@@ -42,6 +44,7 @@ def evaluate(
         data_dir: TFDS data directory.
         shifts: see `Classifier.predict`.
         load: `reading.folder.load`, which this layer may not import, if the data set may be a folder.
+        int8: measure the network in integers, as `export --format c` writes it, without shifts.
 
     Raises:
         UserError: the network or the data cannot be had.
@@ -54,17 +57,27 @@ def evaluate(
     if split == "validation" and loaded.selection_split != "validation":
         raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
     where = str(checkpoint) if checkpoint else "the shipped weights"
-    return measure(network, getattr(loaded, split), shifts, checkpoint=where, dataset=name, split=split)
+    in_integers = integers.from_network(network, data_dir, load) if int8 else None
+    return measure(network, getattr(loaded, split), shifts, in_integers, checkpoint=where, dataset=name, split=split)
 
 
-def measure(network: Classifier, examples: Examples, shifts: int = 0, **origin: str) -> Evaluation:
-    """Measure a network on examples; the figures begin with `origin`, which says what was measured."""
-    if shifts:
+def measure(
+    network: Classifier,
+    examples: Examples,
+    shifts: int = 0,
+    in_integers: integers.IntegerNetwork | None = None,
+    **origin: str,
+) -> Evaluation:
+    """Measure a network, or it in integers, on examples; the figures begin with `origin`: what was measured."""
+    if in_integers:
+        logits = in_integers.logits(examples.images) * (in_integers.unit / network.temperature)
+        log_probabilities = special.log_softmax(logits.astype(np.float32), axis=-1)
+    elif shifts:
         log_probabilities = network.log_probabilities(examples.images, shifts=shifts)
     else:
         log_probabilities, _ = network.outputs(examples.images)  # the calibration of a run has compiled this program
     figures = figures_of(examples.labels, log_probabilities, network.class_names)
-    settings = {"shifts": shifts, "temperature": network.temperature}
+    settings = {"shifts": shifts, "temperature": network.temperature, "int8": in_integers is not None}
     return Evaluation(network, examples, log_probabilities, {**origin, **settings, **figures})
 
 
@@ -99,9 +112,10 @@ def describe(figures: dict[str, Any]) -> str:
     low, high = figures["accuracy_ci95"]
     width = max(map(len, figures["per_class"])) + 2
     shifted = f", averaged over shifts of up to {figures['shifts']} pixels" if figures["shifts"] else ""
+    in_integers = " in integers" if figures["int8"] else ""
     tempered = "" if figures["temperature"] == 1 else f", with temperature {figures['temperature']:.3f}"
     lines = [
-        f"{figures['checkpoint']} on {figures['dataset']}, {figures['split']} split{shifted}",
+        f"{figures['checkpoint']}{in_integers} on {figures['dataset']}, {figures['split']} split{shifted}",
         "",
         f"accuracy           {figures['accuracy']:.2%} of {figures['num_examples']:,} images "
         f"(95 % interval {low:.2%} to {high:.2%})",

@@ -143,7 +143,7 @@ def _write_onnx(network: Classifier, path: Path, kind: str) -> Run:
         previous = output
 
     for block in BLOCKS:
-        kernel, bias = fold_batch_norm(state_dict, block)
+        kernel, bias = interop.fold_batch_norm(state_dict, block)
         constants |= {f"{block}.weight": kernel, f"{block}.bias": bias}
         pads = [1] * 4 if block in {"block5", "block6", "block7"} else [0] * 4
         add("Conv", f"{block}.conv", f"{block}.weight", f"{block}.bias", pads=pads)
@@ -172,17 +172,6 @@ def _write_onnx(network: Classifier, path: Path, kind: str) -> Run:
     onnx.save(model, path)
     session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: session.run([kind], {"images": images})[0]
-
-
-def fold_batch_norm(state_dict: dict[str, np.ndarray], block: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a convolution that does what the block's convolution and BatchNorm do."""
-    weight, shift, mean, variance = (
-        state_dict[f"{block}.1.{name}"].astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
-    )
-    factor = weight / np.sqrt(variance + 1e-5)
-    kernel = state_dict[f"{block}.0.weight"] * factor[:, None, None, None]
-    bias = (state_dict.get(f"{block}.0.bias", 0.0) - mean) * factor + shift
-    return kernel.astype(np.float32), bias.astype(np.float32)
 
 
 FORMATS: dict[str, Callable[[Classifier, Path, str], Run]] = {

@@ -104,6 +104,17 @@ def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return state_dict
 
 
+def fold_batch_norm(state_dict: Mapping[str, np.ndarray], block: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a convolution that does what the block's convolution and BatchNorm do."""
+    weight, shift, mean, variance = (
+        state_dict[f"{block}.1.{name}"].astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = weight / np.sqrt(variance + 1e-5)
+    kernel = state_dict[f"{block}.0.weight"] * factor[:, None, None, None]
+    bias = (state_dict.get(f"{block}.0.bias", 0.0) - mean) * factor + shift
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
 def _expected_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(variable_shapes())
     return {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}

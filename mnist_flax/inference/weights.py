@@ -12,7 +12,7 @@ from flax import traverse_util
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_bytes
 from mnist_flax.inference import novelty, torch_files
-from mnist_flax.inference.card import check
+from mnist_flax.inference.card import MAXIMA, check
 from mnist_flax.model import NUM_CLASSES, variable_shapes
 from mnist_flax.training.contents import NETWORK, seed_directories
 
@@ -133,7 +133,7 @@ def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, An
     ours, expected = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (variables, shapes))
     if ours != expected:
         raise UserError(f"{checkpoint} does not hold this network")
-    card = {name: value for name, value in best.items() if name not in {*_FIGURES, "temperature"}}
+    card = {name: value for name, value in best.items() if name not in {*_FIGURES, "temperature", MAXIMA}}
     return variables, check({**card, "step": int(step), **figures}, checkpoint)
 
 

@@ -114,7 +114,7 @@ def test_folding_is_convolution_then_batch_norm():
     x = rng.standard_normal(3)
     convolved = state_dict["b.0.weight"][:, :, 0, 0] @ x + state_dict["b.0.bias"]
     normalised = (convolved - state_dict["b.1.running_mean"]) / np.sqrt(state_dict["b.1.running_var"] + 1e-5)
-    kernel, bias = formats.fold_batch_norm(state_dict, "b")
+    kernel, bias = interop.fold_batch_norm(state_dict, "b")
     expected = normalised * state_dict["b.1.weight"] + state_dict["b.1.bias"]
     np.testing.assert_allclose(kernel[:, :, 0, 0] @ x + bias, expected, rtol=1e-5)
 
