@@ -113,7 +113,7 @@ def _in_fours(layer: Layer) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
 
 
-def _table(declaration: str, rows: Iterable[Iterable[int]], form: str = "{}") -> str:
+def _table(declaration: str, rows: Iterable[Any], form: str = "{}") -> str:
     """A constant array. Each row begins a line."""
     lines = (form.format(", ".join(map(str, row))) + "," for row in rows)
     wrapped = (textwrap.fill(line, 116, initial_indent="    ", subsequent_indent="        ") for line in lines)

@@ -138,7 +138,7 @@ def _units(
 ) -> Float[np.ndarray, " rows"]:
     """What a weight of 1 stands for in each row: so much that no weight is above 127, and no bias above the largest."""
     units = np.maximum(np.abs(kernel).max(1) / 127, np.abs(bias).max(1) / largest_bias)
-    return np.maximum(units, np.finfo(np.float32).tiny)  # a channel may be all zeros
+    return np.where(units > 0, units, units.max() or 1.0)  # a row may be all zeros
 
 
 def _rounded(x: Float[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:

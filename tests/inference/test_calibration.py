@@ -8,8 +8,9 @@ import pytest
 import mnist_flax
 from mnist_flax import data
 from mnist_flax.config import Config
-from mnist_flax.inference import metrics, weights
+from mnist_flax.inference import integers, metrics, weights
 from mnist_flax.inference.calibration import calibrate, calibrate_run
+from mnist_flax.inference.card import MAXIMA
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading.reader import redraw
 from mnist_flax.training.checkpoint import Checkpoints
@@ -61,6 +62,7 @@ def test_nothing_is_fitted_to_test_images_and_no_reference_to_few(network):
 def test_a_run_is_used_with_it(run, network, digits):
     loaded, expected = mnist_flax.load(run), calibrate(network, digits, redraw)
     assert loaded.temperature == expected.temperature
+    assert loaded.card[MAXIMA] == expected.card[MAXIMA] == integers.maxima(network, digits.train)
     for name in ("means", "whitening"):
         np.testing.assert_array_equal(getattr(loaded.reference, name), getattr(expected.reference, name))
     for path in (run / "best", run / FILE):

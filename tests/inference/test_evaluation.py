@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from mnist_flax.errors import UserError
-from mnist_flax.inference import weights
+from mnist_flax.evaluate import parse
+from mnist_flax.inference import integers, weights
 from mnist_flax.inference.evaluation import describe, evaluate
 
 
@@ -28,6 +29,17 @@ def test_evaluate_counts_as_scikit_learn_does(file):
     assert evaluate(file, None, "train", None, 0).figures["num_examples"] == 1319
     # Of a data set that is not the network's own, what a run would hold out: MNIST's 5,000 are more than there are.
     assert evaluate(None, "digits", "validation", None, 0).figures["num_examples"] == 119
+
+
+def test_in_integers(file):
+    network, (images, labels), log_probabilities, figures = evaluate(file, None, "test", None, 0, int8=True)
+    predicted = integers.from_network(network).logits(images).argmax(-1)
+    np.testing.assert_array_equal(log_probabilities.argmax(-1), predicted)
+    assert figures["accuracy"] == (predicted == labels).mean()
+    assert describe(figures).splitlines()[0].endswith(" in integers on digits, test split")
+    assert figures["loss"] == pytest.approx(evaluate(file, None, "test", None, 0).figures["loss"], rel=0.1)
+    with pytest.raises(UserError, match="--int8 and --shifts exclude each other"):
+        parse(["--int8", "--shifts", "1"])
 
 
 def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path):

@@ -5,9 +5,11 @@ from scipy.spatial.distance import mahalanobis
 import mnist_flax
 from benchmarks import strangers
 from mnist_flax import data
+from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
-from mnist_flax.inference import novelty, weights
+from mnist_flax.inference import integers, novelty, weights
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.model import BLOCKS
 from mnist_flax.reading import answers
 from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.image import of_grey
@@ -34,6 +36,9 @@ def test_features_are_the_later_blocks_averaged():
     assert expected.shape == (3, novelty.NUM_FEATURES)
     np.testing.assert_allclose(network.features(images), expected, atol=1e-5)
     assert network.features(images[:0]).shape == (0, novelty.NUM_FEATURES)
+    # What integers are scaled by goes by the same outputs, by NumPy alone.
+    largest = integers.maxima(network, Examples(images, np.arange(3)))
+    np.testing.assert_allclose(largest, [outputs[block].max() for block in BLOCKS], rtol=1e-4)
 
 
 def test_what_is_no_digit_is_told_from_what_is():

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from scipy import special
 
 import mnist_flax
 from mnist_flax import data
-from mnist_flax.inference import classifier
+from mnist_flax.inference import classifier, integers
 from mnist_flax.inference.evaluation import evaluate
 
 
@@ -23,12 +24,20 @@ def test_one_line_gives_model_variables_and_normalisation():
 
 
 def test_it_reproduces_its_card(mnist_dir):
-    figures = evaluate(None, "mnist", "test", mnist_dir, 0).figures
+    network, (images, _), log_probabilities, figures = evaluate(None, "mnist", "test", mnist_dir, 0)
     card = classifier.PRETRAINED.with_suffix(".md").read_text()
     stated = re.search(r"accuracy \*\*(\d+\.\d+)%\*\*", card)
     assert stated is not None
     assert f"{100 * figures['accuracy']:.2f}" == stated[1]
     assert f"loss {figures['loss']:.4f}" in card
+    # In integers it names the 500 images alike that it is least certain of, and so all.
+    hardest = np.argsort(log_probabilities.max(-1))[:500]
+    in_integers = integers.from_network(network)
+    logits = in_integers.logits(images[hardest])
+    np.testing.assert_array_equal(logits.argmax(-1), log_probabilities[hardest].argmax(-1))
+    assert network.card["int8_test_accuracy"] == figures["accuracy"] >= 0.996
+    probabilities = special.softmax(logits * in_integers.unit / network.temperature, axis=-1)
+    assert np.abs(probabilities - np.exp(log_probabilities[hardest])).mean() < 0.005
 
 
 def test_a_wheel_carries_it():

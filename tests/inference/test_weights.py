@@ -10,6 +10,7 @@ import mnist_flax
 from mnist_flax import report
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
+from mnist_flax.inference.card import MAXIMA
 from mnist_flax.inference.classifier import PRETRAINED
 from mnist_flax.training.checkpoint import Checkpoints
 from mnist_flax.training.sums import SUMS, checksums
@@ -38,7 +39,8 @@ def run(tmp_path_factory, card):
     directory = tmp_path_factory.mktemp("a run")
     for seed, accuracies in ACCURACIES.items():
         for step in [step for step in accuracies if step <= BEST[seed]]:
-            of_seed = {"seed": seed, "config": {**card["config"], "seed": 5, "num_seeds": 2}, "temperature": 0.5}
+            of_seed = {"seed": seed, "config": {**card["config"], "seed": 5, "num_seeds": 2}}
+            of_seed |= {"temperature": 0.5, MAXIMA: [1.0] * 8}
             save(directory / f"seed-{seed}/best", step, variables_at(seed, step), card | of_seed | row(seed, step))
     for step in (42, 50):
         states = [{"step": np.int32(step), **variables_at(seed, step), "opt_state": np.zeros(3)} for seed in (5, 6)]
@@ -71,7 +73,9 @@ def test_every_directory_of_a_run_leads_to_a_network(run, name):
     assert network.class_names == tuple("0123456789")
     assert network.card.get("val_accuracy") == ACCURACIES[seed].get(step)
     assert network.card.get("epoch") == (step // 21 if step in (21, 42) else None)
-    assert network.temperature == (1.0 if name.startswith("last") else 0.5)  # fitted to the best network only
+    # Fitted to the best network only.
+    assert network.temperature == (1.0 if name.startswith("last") else 0.5)
+    assert (MAXIMA in network.card) != name.startswith("last")
     assert network.predict(np.zeros((1, 28, 28), np.uint8))[1].shape == (1, 10)
 
 
