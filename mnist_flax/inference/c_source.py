@@ -12,7 +12,7 @@ import numpy as np
 
 from mnist_flax import data
 from mnist_flax.errors import UserError
-from mnist_flax.files import write_text
+from mnist_flax.files import SIGN, require_ours, write_text
 from mnist_flax.inference import integers
 from mnist_flax.inference.card import INT8_ACCURACY
 from mnist_flax.inference.classifier import Classifier
@@ -33,10 +33,12 @@ def export(
         load: see `integers.from_network`.
 
     Raises:
-        UserError: the name is no C file's, or the network cannot be had in integers.
+        UserError: the name is no C file's, one of the two is a file that is not ours, or the network cannot be had in
+            integers. Then nothing is written.
     """
     if not re.fullmatch(r"[\w.+-]+\.c", path.name, re.ASCII):
         raise UserError(f"{path} must end in .c, after a name of letters, digits and . _ + - that an #include can hold")
+    require_ours(path, path.with_suffix(".h"))
     in_integers = integers.from_network(network, data_dir, load)
     images = data.load("digits", None, 0).test.images
     same = int((in_integers.logits(images).argmax(-1) == network.predict(images)[0]).sum())
@@ -85,7 +87,7 @@ def sources(network: Classifier, in_integers: IntegerNetwork, name: str, figures
     ]
     values = {
         "name": name,
-        "version": version("mnist-flax"),
+        "maker": f"{SIGN} {version('mnist-flax')} (export --format c)",
         "accuracy": _accuracy(network),
         "classes": len(network.class_names),
         "class_names": ", ".join(map(_literal, network.class_names)),

@@ -199,13 +199,21 @@ def test_the_sketch_in_the_docs(shipped, images, tmp_path):
 
 
 def test_the_command_writes_both_files(tmp_path, capsys):
-    export.main(["--format", "c", "--output", str(tmp_path / "net-1.c")])
+    for _ in range(2):  # over its own files too
+        export.main(["--format", "c", "--output", str(tmp_path / "net-1.c")])
     assert (
         "12,304 bytes of weights, 968 of other constants, 4,368 of RAM; of 359 real digits 357"
         in capsys.readouterr().out
     )
     assert {path.name for path in tmp_path.iterdir()} == {"net-1.c", "net-1.h"}
     assert '#include "net-1.h"' in (tmp_path / "net-1.c").read_text()
+
+
+def test_a_header_of_somebody_else_stays(shipped, tmp_path):
+    (tmp_path / "digits.h").write_text("#define DIGITS 10\n")
+    with pytest.raises(UserError, match=r"digits\.h is there already, and mnist_flax did not write it"):
+        c_source.export(shipped, tmp_path / "digits.c")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["#define DIGITS 10\n"]
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.h", 'a"b.c', ".c"])
