@@ -116,12 +116,13 @@ def _can_be_read(checkpoint: Path) -> bool:
         ):
             names = arrays.metadata(checkpoint.absolute() / "state").item_metadata
         read_arrays(checkpoint, names.tree)
+        return True
     except (UserError, AttributeError):
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        gc.collect()  # or what Orbax left of its tasks would print a traceback each, whenever Python comes to it
-        logging.getLogger("asyncio").setLevel(logging.NOTSET)
-        return False
-    return True
+        pass
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    gc.collect()  # or what Orbax left of its tasks would print a traceback each, whenever Python comes to it
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
+    return False
 
 
 def none_left(directory: Path) -> UserError:

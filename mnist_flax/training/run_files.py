@@ -37,7 +37,7 @@ class RunFiles(AbstractContextManager[Any]):
 
     def __init__(self, run: Run) -> None:
         self.is_main = jax.process_index() == 0
-        self.workdir, self.teacher = run.config.workdir, run.config.teacher
+        self.workdir = run.config.workdir
         # What `last` says of the run, beside how far it has come.
         self.origin = {"data": run.digest, "computed_by": run.computed_by, "config": run.config.to_json()}
         self.directories = directories_of(run.config)
@@ -57,20 +57,13 @@ class RunFiles(AbstractContextManager[Any]):
         restored = self.last.restore(like={"state": resumable(progress.state), "totals": progress.totals})
         if restored is not None:
             arrays, metadata = restored
-            before = {**self.origin, **metadata}  # what runs of earlier versions do not have counts as the same
-            if before["data"] != self.origin["data"]:
-                raise _on_other_data(self.workdir, self.teacher)
-            if self.is_main:
-                _warn_of_other_bits(before["computed_by"], self.origin["computed_by"])
+            # What runs of earlier versions do not have counts as the same.
+            _compare(self.workdir, {**self.origin, **metadata}, self.origin)
             so_far = metadata["histories"], metadata["epoch_seconds"]
             progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *so_far)
         else:
             _require_nothing_lost(self.last, self.directories, self.best)
-        for best, history in zip(self.best, progress.histories, strict=True):
-            # A run killed between its saves repeats the epoch that its newest `best` came from.
-            best.discard_after(progress.step)
-            _mark_lost(history, best)
-        self.last.discard_after(progress.step)
+        _go_on_from(progress, self.last, self.best)
         return progress if restored is not None else None
 
     def open_records(self, histories: list[list[Row]]) -> None:
@@ -173,20 +166,35 @@ def _require_nothing_lost(last: Checkpoints, directories: Sequence[Path], bests:
             )
 
 
-def _warn_of_other_bits(before: str, now: str) -> None:
-    if before != now:
+def _compare(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with other data than before, and warn of what else changes a run's bits.
+
+    Raises:
+        UserError: the data, or the teachers, are others.
+    """
+    if before["data"] != now["data"]:
+        what = "on other images, or with another teacher," if now["config"]["teacher"] else "on other images"
+        raise UserError(
+            f"{workdir} holds a run {what} than there are now: put back those of its start, or choose another --workdir"
+        )
+    if jax.process_index() == 0 and before["computed_by"] != now["computed_by"]:
         warnings.warn(
-            f"this run was trained with {before} so far and goes on with {now}: these round differently, so it will "
-            "not end with the same bits as an uninterrupted run",
+            f"this run was trained with {before['computed_by']} so far and goes on with {now['computed_by']}: these "
+            "round differently, so it will not end with the same bits as an uninterrupted run",
             stacklevel=3,
         )
 
 
-def _on_other_data(workdir: Path, teacher: str | None) -> UserError:
-    what = "on other images, or with another teacher," if teacher else "on other images"
-    return UserError(
-        f"{workdir} holds a run {what} than there are now: put back those of its start, or choose another --workdir"
-    )
+def _go_on_from(progress: Progress, last: Checkpoints, bests: Sequence[Checkpoints]) -> None:
+    """Make room for the checkpoints that are to come: a run killed between its saves repeats its newest `best`'s epoch.
+
+    Raises:
+        UserError: a network is lost, or what this run did not write is in the way.
+    """
+    for best, history in zip(bests, progress.histories, strict=True):
+        best.discard_after(progress.step)
+        _mark_lost(history, best)
+    last.discard_after(progress.step)
 
 
 def _on_host(progress: Progress) -> Progress:
