@@ -19,8 +19,8 @@ ASKED_BY = {"jax_platforms": "JAX_PLATFORMS", "jax_platform_name": "JAX_PLATFORM
 def usual_modes() -> Iterator[None]:
     """JAX in the modes that it has by default, whatever the environment or the caller has set: also as a decorator.
 
-    Programs are the same then, and so are their bits. In double precision the types of loops do not match, and random
-    numbers are others; operation by operation a step takes a minute.
+    Programs are the same then, and so are their bits. In double precision the types of a loop's values do not match,
+    other generators draw other numbers, and operation by operation nothing is compiled ahead.
     """
     with (
         jax.enable_x64(False),
