@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.faults import NO_REPORT, OPTIONS, latest_step, records
-from mnist_flax.kernels.native import compiler
+from mnist_flax.kernels.library import compiler
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EACCES)
 SOURCE = Path(__file__).with_name("failing_files.c")
