@@ -21,7 +21,7 @@ from mnist_flax.inference.transfer import initial_variables
 from mnist_flax.presets import completed, defaults
 from mnist_flax.reading.folder import load
 from mnist_flax.train import parse, train
-from mnist_flax.training.coordination import Interruption
+from mnist_flax.training.signals import Interruption
 
 NAMES = ("eins", "sieben")  # 1 and 7
 

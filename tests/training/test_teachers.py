@@ -26,10 +26,10 @@ from mnist_flax.optim import make_optimizer
 from mnist_flax.step import Batch, EpochPlan, StepOptions, next_batch, train_step
 from mnist_flax.train import parse, train
 from mnist_flax.training import debugging
-from mnist_flax.training.coordination import Interruption
 from mnist_flax.training.mesh import make_mesh, to_host
 from mnist_flax.training.programs import TrainingProgram, create_states, zero_totals
 from mnist_flax.training.run import of_replica
+from mnist_flax.training.signals import Interruption
 
 NORMALIZATION = Normalization(0.1307, 0.3081)
 rng = np.random.default_rng(0)
