@@ -232,7 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             wanted, seed, record, number = options.die
             who = (wanted, int(seed), Path(record), int(number))
             threading.Thread(target=die_in, args=who, daemon=True).start()
-        command.main([*OPTIONS, *([NO_REPORT] if options.no_report else []), "--workdir", str(options.workdir)])
+        arguments = [*OPTIONS, *([NO_REPORT] if options.no_report else []), "--workdir", str(options.workdir)]
+        sys.argv = ["mnist-flax", *arguments]
+        command.main()  # as a process of its own, which ends whatever it is doing
         return
     if options.failing_writes:
         from benchmarks import failing_writes

@@ -163,6 +163,11 @@ cli.command(main)()
     assert done.stderr.endswith("error: the reason\n") == (2 not in closed)
 
 
+def test_a_command_needs_neither_streams_nor_an_environment(tmp_path):
+    command = ["sh", "-c", 'exec "$0" -W error -m mnist_flax.summary <&- >&- 2>&-', sys.executable]
+    assert subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=False).returncode == 0
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file that is always full")
 @pytest.mark.parametrize("full", ["stdout", "stderr"])
 def test_a_stream_that_is_full_is_one_sentence_at_most(full):

@@ -78,14 +78,12 @@ def answered(grace: float | None = None) -> Iterator[Interruption]:
     try:
         with nullcontext() if grace is None else _in_time(interruption, grace):
             yield interruption
-    except BaseException as error:
-        if interruption.raised:  # `error` may be what C code has made of it
-            raise StoppedError(interruption.raised) from error
-        raise
     finally:
         if grace is None or not interruption.signal:  # else this process is about to end
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        if interruption.raised:  # C code may have dropped it, or made another error of it
+            raise StoppedError(interruption.raised)
 
 
 @contextmanager

@@ -50,6 +50,31 @@ def test_a_compiler_that_fails(fresh, script, tmp_path):
     assert "could not be compiled" in kernels.choose("auto", "cpu").why
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [  # by a disk that is full: under the library, under the compiler's own files, under the assembler's
+        (
+            "/usr/bin/ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status",
+            "/usr/bin/ld: final link failed: No space left on device",
+        ),
+        (
+            "kernels.cc: In function 'forward':\nkernels.cc:508:116: fatal error: error writing to /tmp/a.s: No space left "
+            "on device\ncompilation terminated.",
+            "kernels.cc:508:116: fatal error: error writing to /tmp/a.s: No space left on device",
+        ),
+        (
+            "/tmp/a.s: Assembler messages:\n/tmp/a.s: Fatal error: can't close /tmp/a.o: No space left on device",
+            "/tmp/a.s: Fatal error: can't close /tmp/a.o: No space left on device",
+        ),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_compilers_own_reason_is_said(fresh, script, tmp_path, said, reason):
+    (tmp_path / "said").write_text(said)
+    fresh(script(f"cat '{tmp_path}/said' >&2; exit 1"))
+    assert kernels.choose("auto", "cpu").why.endswith(f"could not compile them ({reason})")
+
+
 def test_a_compiler_that_makes_something_else(fresh, script, tmp_path):
     fresh(script('while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'))
     assert "compiled and cannot be loaded" in kernels.choose("auto", "cpu").why
