@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from mnist_flax.errors import StoppedError
 from mnist_flax.training import signals
 
 BEGIN = """
@@ -79,6 +80,22 @@ def test_who_was_not_stopped_has_the_handlers_of_before():
     with signals.answered() as interruption, interruption.note():
         assert signal.getsignal(signal.SIGTERM) is not before[0][1]
     assert ([signal.getsignal(number) for number in signals.ANSWERED], signal.set_wakeup_fd(-1)) == before
+
+
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_in_somebodys_program_it_is_raised_at_the_latest_when_the_command_ends(swallowed):
+    def train():
+        with signals.answered():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except StoppedError as error:
+                if not swallowed:
+                    raise ImportError from error
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+        train()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_thread_that_may_handle_no_signals_does_without():
