@@ -115,14 +115,14 @@ def stand_ins() -> Iterator[None]:
             "mnist_flax.inference.calibration._calibrated": lambda network, *_: classifier.Classifier(
                 network.variables, {**network.card, "temperature": 0.5}
             ),
-            "mnist_flax.views.report.measure": lambda *_: evaluation,
+            "mnist_flax.views.report.measure": lambda *_, **__: evaluation,
             "mnist_flax.views.report.folder.load": lambda *_: _dataset(),
             "mnist_flax.views.report.charts.learning_curves": lambda *_: Figure((0.1, 0.1)),
             "mnist_flax.views.report._augmented": lambda *_: np.zeros((1, 8, 28, 28), np.uint8),
             "mnist_flax.views.report.sections": mock.MagicMock(curves=lambda *_: {}, mistakes=lambda *_: {}),
             "mnist_flax.views.report.Template": lambda *_: page,
             "mnist_flax.views.plots.of_network": _pictures,
-            "mnist_flax.inference.evaluation.evaluate": lambda *_: evaluation,
+            "mnist_flax.inference.evaluation.evaluate": lambda *_, **__: evaluation,
             "mnist_flax.inference.evaluation.describe": lambda *_: "",
             "mnist_flax.inference.formats.outputs_of": lambda *_: (
                 lambda images: np.zeros((len(images), 10), np.float32)
