@@ -1,13 +1,11 @@
-"""What a run records for people and programs: rows, cards and summary, `metrics.jsonl`, TensorBoard events.
+"""What a run records for people and programs: rows, cards and summary, `metrics.jsonl`.
 
-A run's history, a row for each epoch, is part of its `last` checkpoint. A resumed run writes `metrics.jsonl` and the
-events anew from it, so that no row is missing or doubled, wherever the run was killed.
+A run's history, a row for each epoch, is part of its `last` checkpoint. A resumed run writes `metrics.jsonl`, and
+TensorBoard's events (`tensorboard.py`), from it, so that no row is missing or doubled, wherever the run was killed.
 """
 
-import contextlib
 import json
 import platform
-import sys
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -15,30 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import UInt8
 
 from mnist_flax.errors import UserError
-from mnist_flax.files import SIGN, read_json, write_text
+from mnist_flax.files import read_json, write_text
 from mnist_flax.model import count_parameters, variable_shapes
 from mnist_flax.step import Totals
-from mnist_flax.training.contents import EVENTS_SUFFIX, HISTORY, SUMMARY, events_in
+from mnist_flax.training.contents import HISTORY, SUMMARY
 from mnist_flax.training.mesh import describe
 from mnist_flax.training.programs import Figures
 from mnist_flax.training.run import Run
 from mnist_flax.training.selection import Row, best_epoch, statistics_of, stop_reason
 
 _FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-
-_SCALARS = {
-    "loss/train": "train_loss",
-    "loss/val": "val_loss",
-    "accuracy/train": "train_accuracy",
-    "accuracy/val": "val_accuracy",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "images_per_second": "images_per_second",
-}
 
 
 def write_history(run: Path, history: list[Row]) -> None:
@@ -171,85 +157,3 @@ def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]]
         "kernels": run.kernels.name,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-
-
-def _tensorboardx() -> Any:
-    """tensorboardX, imported as if PyTorch were not installed.
-
-    If PyTorch is installed, tensorboardX imports it to recognise its tensors. We have none, and it takes a second.
-    """
-    if hidden := "torch" not in sys.modules:
-        sys.modules["torch"] = None  # type: ignore[assignment] - so that importing it is an ImportError
-    try:
-        import tensorboardX
-        import tensorboardX.event_file_writer
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return tensorboardX
-
-
-class _Events:
-    """A file of TensorBoard events that says that we wrote it, by name and by a message that TensorBoard ignores.
-
-    Events are written at once, not by tensorboardX's `SummaryWriter`: if a write fails, its thread ends with a
-    traceback, and whoever writes the next event waits for it for ever.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._tensorboardx = _tensorboardx()
-        self.summary = self._tensorboardx.summary
-        directory.mkdir(exist_ok=True)
-        self._file = self._tensorboardx.event_file_writer.EventsWriter(str(directory / "events"), EVENTS_SUFFIX)
-        self._write(log_message={"message": SIGN})
-
-    def add(self, summary: Any, wall_time: float | None = None, step: int = 0) -> None:
-        self._write(summary=summary, step=step, wall_time=wall_time)
-
-    def _write(self, wall_time: float | None = None, **event: Any) -> None:
-        self._file.write_event(self._tensorboardx.proto.event_pb2.Event(wall_time=wall_time or time.time(), **event))
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TensorBoard:
-    """TensorBoard events of one run. Opening it replaces the events of an interrupted run by those of its history."""
-
-    def __init__(self, directory: Path, history: list[Row]) -> None:
-        self._results = directory / "hparams"
-        for events in (*events_in(directory), *events_in(self._results)):
-            events.unlink()
-        self._events = _Events(directory)
-        for row in history:
-            self.add_epoch(row)
-
-    def add_epoch(self, row: Row) -> None:
-        """Write the scalars of one epoch."""
-        for tag, name in _SCALARS.items():
-            self._events.add(self._events.summary.scalar(tag, row[name]), row["time"], row["epoch"])
-        self._events.flush()
-
-    def add_grid(self, tag: str, images: UInt8[np.ndarray, "n h w"], columns: int) -> None:
-        """Write one picture of all images, `columns` to a row."""
-        n, height, width = images.shape
-        grid = images.reshape(n // columns, columns, height, width).transpose(0, 2, 1, 3)
-        self._events.add(self._events.summary.image(tag, grid.reshape(-1, columns * width), dataformats="HW"))
-
-    def add_result(self, options: dict[str, Any], result: dict[str, float]) -> None:
-        """Write the hyper-parameters with the final figures (TensorBoard's HPARAMS tab)."""
-        shown = {
-            name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()
-        }
-        figures = {f"result/{name}": value for name, value in result.items()}
-        with contextlib.closing(_Events(self._results)) as events:
-            scalars = (events.summary.scalar(tag, value) for tag, value in figures.items())
-            for part in (*events.summary.hparams(shown, figures), *scalars):
-                events.add(part)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._events.close()

@@ -19,9 +19,10 @@ from mnist_flax.training.checkpoint_reading import explained, none_left
 from mnist_flax.training.contents import HISTORY, SUMMARY, Recorded, directories_of, directories_of_checkpoints
 from mnist_flax.training.coordination import in_thread
 from mnist_flax.training.mesh import to_host
-from mnist_flax.training.records import TensorBoard, write_history
+from mnist_flax.training.records import write_history
 from mnist_flax.training.run import Progress, Run, of_replica
 from mnist_flax.training.selection import Row, best_epoch
+from mnist_flax.training.tensorboard import TensorBoard
 
 
 class RunFiles(AbstractContextManager[Any]):

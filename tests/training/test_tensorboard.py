@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 from mnist_flax.training.contents import events_in
-from mnist_flax.training.records import TensorBoard
+from mnist_flax.training.tensorboard import TensorBoard
 
 
 def test_tensorboard_does_not_load_pytorch(tmp_path):
@@ -11,7 +11,7 @@ def test_tensorboard_does_not_load_pytorch(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from mnist_flax.training.records import TensorBoard
+from mnist_flax.training.tensorboard import TensorBoard
 
 TensorBoard(Path({str(tmp_path)!r}), []).close()
 assert "torch" not in sys.modules
