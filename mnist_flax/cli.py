@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from mnist_flax.errors import StoppedError, UserError
 from mnist_flax.files import cache_directory, local_path
@@ -211,6 +211,6 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _discard(stream: TextIO) -> None:
+def _discard(stream: Any) -> None:
     """From now on nothing is printed to a stream, neither by Python nor by C++."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -20,7 +20,7 @@ OPTIONS = [
     ("predict", ["image.png"], ["", "--checkpoint", "--annotate"]),
     ("demo", [], ["--checkpoint"]),
     ("report", ["run"], ["", "--output", "--dataset", "--data-dir"]),
-    ("export", ["--format", "onnx", "--output=a"], ["", "--output"]),
+    ("export", ["--format", "onnx", "--output=a"], ["", "--output", "--data-dir"]),
     ("import-weights", ["a.pth"], ["--output"]),
     ("import-weights", ["--output=a.safetensors"], [""]),
     ("summary", [], []),

@@ -262,7 +262,7 @@ def test_mistakes_are_answered_in_one_sentence(tmp_path):
     assert "cannot be divided evenly among 7 devices" in refused(
         *DIGITS, "--num-devices", 7, "--workdir", tmp_path / "b"
     )
-    assert "cifar is neither a folder nor one of the data sets auto, mnist, " in refused(
+    assert "cifar is neither a file or folder here nor one of the data sets auto, mnist, " in refused(
         "--dataset", "cifar", "--workdir", tmp_path / "c"
     )
     assert not (tmp_path / "c").exists()

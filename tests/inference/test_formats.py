@@ -10,6 +10,7 @@ import pytest
 import mnist_flax
 from mnist_flax import data, export
 from mnist_flax.errors import UserError
+from mnist_flax.files import SIGN
 from mnist_flax.inference import formats, interop, weights
 from mnist_flax.inference.classifier import Classifier
 
@@ -120,7 +121,8 @@ def test_folding_is_convolution_then_batch_norm():
 
 
 def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
-    (tmp_path / "w").write_bytes(b"earlier")
+    earlier = SIGN.encode()  # it is a file of ours, which may be replaced
+    (tmp_path / "w").write_bytes(earlier)
 
     def write_wrong(network, path, kind):
         path.write_bytes(b"wrong")
@@ -129,7 +131,7 @@ def test_a_file_that_does_not_agree_is_not_kept(network, tmp_path, monkeypatch):
     monkeypatch.setitem(formats.FORMATS, "stablehlo", write_wrong)
     with pytest.raises(UserError, match="differ by"):
         formats.export(network, "stablehlo", tmp_path / "w")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("w", b"earlier")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("w", earlier)]
 
 
 def test_a_network_that_has_diverged_is_not_written_for_pytorch(network, tmp_path):
