@@ -1,10 +1,12 @@
 """`python -m benchmarks.photographs`: what is read in the pictures that people bring, in Markdown.
 
-Every picture is drawn here from MNIST's test images and a seed. A kind's pictures depend on its name, the seed and
-nothing else.
+Every picture is drawn here from MNIST's test images and a seed. A kind's pictures depend on its name, the seed,
+whether digits must be clear, and nothing else. The reader's weights are fitted to pictures of some kinds, drawn from
+other images; the kinds of which they saw none are counted apart (`benchmarks.reading_weights`).
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.drawn.kinds import KINDS
+from benchmarks.drawn.kinds import KINDS, ONLY_FITTED, is_fitted
 from benchmarks.drawn.strokes import Digits
 from mnist_flax import data
 from mnist_flax.cli import command
@@ -59,7 +61,7 @@ def pictures(kind: str, digits: Digits, seed: int, count: int) -> Iterator[Pictu
     rng = np.random.RandomState(zlib.crc32(f"{seed} {kind}".encode()))
     digits.shuffle()
     for _ in range(count):
-        data, suffix, labels = KINDS[kind](rng, digits)
+        data, suffix, labels = (KINDS | ONLY_FITTED)[kind](rng, digits)
         group = GROUPS[2 if not labels else len(labels) > 1]
         yield Picture(kind, group, data, suffix, labels)
 
@@ -102,23 +104,24 @@ def ask(network: classifier.Classifier, picture: Picture, folder: Path) -> Answe
 
 
 def table(answers: Sequence[Answer]) -> str:
-    """A row for each kind and each group, in Markdown."""
-    head = ("kind", "pictures", "right", "partly right", "named wrongly", "refused", "crashed", "ms an image")
+    """A row for each kind and each group, in Markdown; kinds that the weights were fitted with come first."""
+    outcomes = ("right", "partly right", "named wrongly", "refused", "crashed")
+    head = ("kind", "weights fitted with it", "pictures", *outcomes, "ms an image")
     rows = [head, ("---",) * len(head)]
-    for group in GROUPS:
-        members = [answer for answer in answers if answer.picture.group == group]
+    for group, fitted in itertools.product(GROUPS, (True, False)):
+        members = [a for a in answers if a.picture.group == group and is_fitted(a.picture.kind) == fitted]
         for kind in dict.fromkeys(answer.picture.kind for answer in members):
-            rows.append(_row(kind, [answer for answer in members if answer.picture.kind == kind], "{}"))
+            rows.append(_row(kind, fitted, [answer for answer in members if answer.picture.kind == kind], "{}"))
         if members:
-            rows.append(_row(f"**{group}**", members, "{} ({:.1%})"))
+            rows.append(_row(f"**{group}**", fitted, members, "{} ({:.1%})"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _row(name: str, answers: Sequence[Answer], form: str) -> tuple[str, ...]:
+def _row(name: str, fitted: bool, answers: Sequence[Answer], form: str) -> tuple[str, ...]:
     counts = Counter(answer.outcome for answer in answers)
     figures = [form.format(counts[each], counts[each] / len(answers)) if counts[each] else "" for each in OUTCOMES]
     milliseconds = 1000 * sum(answer.seconds for answer in answers) / len(answers)
-    return name, str(len(answers)), *figures, f"{milliseconds:.0f}"
+    return name, "yes" if fitted else "no", str(len(answers)), *figures, f"{milliseconds:.0f}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -130,6 +133,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="TFDS data directory")
     parser.add_argument("--kinds", nargs="+", metavar="NAME", help="names, or parts of names; default: all")
     parser.add_argument("--per-kind", type=int, default=10, metavar="N", help="pictures of each kind (10)")
+    parser.add_argument("--clear", action="store_true", help="draw only digits that are clearly of their class")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pictures (0)")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the pictures, to look at")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write each picture's answer")
@@ -146,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network, dataset = classifier.load(options.checkpoint), data.load("auto", options.data_dir, None)
     if dataset.note:
         print(f"not MNIST but {dataset.name}: {dataset.note}\n")
-    digits = Digits(dataset)
+    digits = Digits(dataset, clear=options.clear)
     answers: list[Answer] = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -5,11 +6,11 @@ import pytest
 from PIL import Image
 
 import mnist_flax
-from benchmarks import photographs
-from benchmarks.drawn.kinds import INK, KINDS, NONE, SEVERAL, STROKES
+from benchmarks import photographs, reading_weights
+from benchmarks.drawn.kinds import INK, KINDS, NONE, SEVERAL, STROKES, family, is_fitted
 from benchmarks.drawn.strokes import Digits, strokes, thinned
 from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
-from benchmarks.reading_weights import Ways, fit
+from benchmarks.reading_weights import Ways, cross_validated, fit, surprise
 from mnist_flax import data
 from mnist_flax.reading.scoring import WEIGHTS
 
@@ -21,7 +22,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def mnist_digits(mnist_dir):
-    return Digits(data.load("mnist", mnist_dir, None))
+    return Digits(data.load("mnist", mnist_dir, None), clear=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,11 +72,64 @@ def test_the_weights_tell_right_ways_from_others():
         right = np.arange(4) == (3 if i % 3 == 0 else features[:3, 0].argmax())
         features[:3, 0] += 3 * right[:3]
         pages.append(Ways(features, right))
-    weights = fit(pages)
+    weights = fit(pages, penalty=0.05)
     assert weights[0] > 1 > abs(weights[1])
     assert weights[-1] < 0  # without its bonus no way is as good as naming nothing
     chosen = [page.right[(page.features @ weights).argmax()] for page in pages]
     assert np.mean(chosen) > 0.9
+
+
+def test_weights_are_judged_by_families_that_they_were_not_fitted_to():
+    """A feature that each family has for itself tells its right ways, and nothing of those of others."""
+    pages = {}
+    for i in range(5):
+        features = np.zeros((2, len(WEIGHTS) + 1))
+        features[0, i] = 1
+        pages[f"family {i}"] = pages[f"family {i}, again"] = [Ways(features, np.array([True, False]))] * 20
+    every = [page for kind in pages.values() for page in kind]
+    assert surprise(fit(every, penalty=0.01), every)[0] / len(every) < 0.05
+    assert cross_validated(pages, penalty=0.01) == pytest.approx(np.log(2))
+
+
+def test_nothing_that_measures_the_weights_is_fitted_to(monkeypatch, capsys):
+    """Only kinds of the fitted half, digits that the network was not trained on, and no test image."""
+    dataset, fitted = data.load("digits", None, None), []
+
+    def drawn(kind, digits, seed, count):
+        assert digits.images is dataset.validation.images and not digits.clear
+        assert seed != photographs.parse([]).seed
+        fitted.append(kind)
+        yield Picture(kind, "one digit", b"", ".png", ("3",))
+
+    page = Ways(np.eye(2, len(WEIGHTS) + 1), np.array([True, False]))
+    monkeypatch.setattr(reading_weights.data, "load", lambda name, folder, val_size: dataset)
+    monkeypatch.setattr(reading_weights, "pictures", drawn)
+    monkeypatch.setattr(reading_weights, "ways_to_read", lambda *_: page)
+    reading_weights.main([])
+    assert fitted == [kind for kind in KINDS if is_fitted(kind)]
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{len(fitted)} of {len(fitted)} pictures")
+
+
+def test_variants_of_a_kind_stay_together_and_each_group_is_on_both_sides():
+    sides = {}
+    for kind in KINDS:
+        sides.setdefault(family(kind), set()).add(is_fitted(kind))
+    assert all(len(side) == 1 for side in sides.values())
+    for group in (NONE, SEVERAL, KINDS.keys() - NONE.keys() - SEVERAL.keys()):
+        assert 0.3 < np.mean([is_fitted(kind) for kind in group]) < 0.7
+
+
+@pytest.mark.parametrize(("split", "clear"), [("validation", False), ("test", False), ("test", True)])
+def test_any_digit_of_the_split_is_dealt_or_only_clear_ones(split, clear):
+    """Every second label is wrong: its image is not clearly of its class."""
+    dataset = data.load("digits", None, None)
+    images, labels = getattr(dataset, split)
+    is_wrong = np.arange(len(labels), dtype=labels.dtype) % 2
+    dataset = dataclasses.replace(dataset, **{split: data.Examples(images, (labels + is_wrong) % 10)})
+    places = {image.tobytes(): i for i, image in enumerate(images)}
+    rng, digits = np.random.RandomState(0), Digits(dataset, split, clear=clear)
+    wrong = sum(is_wrong[places[digits.deal(rng)[0].tobytes()]] for _ in range(20))
+    assert wrong == 0 if clear else wrong > 3
 
 
 def test_a_kind_depends_on_its_seed_alone(digits):
@@ -150,14 +204,17 @@ def test_a_reader_that_raises_has_crashed(monkeypatch, tmp_path):
     assert answer[1:3] == ((), "crashed")
 
 
-def test_table_has_a_total_for_each_group():
+def test_table_has_a_total_for_each_group_by_whether_weights_were_fitted_with_its_kinds():
     one, none = Picture("pen", "one digit", b"", ".png", ("3",)), Picture("noise", "no digit", b"", ".png", ())
+    fitted = Picture("ballpoint", "one digit", b"", ".png", ("3",))
     answers = [Answer(one, ("3",), "right", 0.1), Answer(one, ("5",), "wrong", 0.3), Answer(none, (), "right", 0.1)]
-    lines = table(answers).splitlines()
-    assert lines[2] == "| pen | 2 | 1 |  | 1 |  |  | 200 |"
-    assert lines[3] == "| **one digit** | 2 | 1 (50.0%) |  | 1 (50.0%) |  |  | 200 |"
-    assert lines[5] == "| **no digit** | 1 | 1 (100.0%) |  |  |  |  | 100 |"
-    assert len(lines) == 6
+    lines = table([*answers, Answer(fitted, (), "refused", 0.1)]).splitlines()
+    assert lines[2] == "| ballpoint | yes | 1 |  |  |  | 1 |  | 100 |"
+    assert lines[3] == "| **one digit** | yes | 1 |  |  |  | 1 (100.0%) |  | 100 |"
+    assert lines[4] == "| pen | no | 2 | 1 |  | 1 |  |  | 200 |"
+    assert lines[5] == "| **one digit** | no | 2 | 1 (50.0%) |  | 1 (50.0%) |  |  | 200 |"
+    assert lines[7] == "| **no digit** | no | 1 | 1 (100.0%) |  |  |  |  | 100 |"
+    assert len(lines) == 8
 
 
 def test_command_writes_pictures_and_answers(tmp_path, capsys, monkeypatch):
@@ -175,7 +232,7 @@ def test_command_writes_pictures_and_answers(tmp_path, capsys, monkeypatch):
         str(tmp_path / "a.json"),
     ]
     photographs.main(arguments)
-    assert "| **one digit** | 2 |" in capsys.readouterr().out
+    assert "| **one digit** | no | 2 |" in capsys.readouterr().out
     assert len(list(tmp_path.glob("*_label*"))) == 4
     assert (tmp_path / "a.json").read_text().count('"outcome"') == 4
 

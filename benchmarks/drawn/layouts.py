@@ -140,3 +140,18 @@ def lined(layout: Layout, edges: str, gap: float, pen: float = 0.006, reach: flo
         return np.maximum(page, drawn(shape, np.array(lines), max(1.5, pen * min(shape)))), labels
 
     return with_lines
+
+
+def ringed(layout: Layout) -> Layout:
+    """A ring around the ink, as a teacher marks an answer."""
+
+    def with_ring(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:
+        page, labels = layout(rng, digits, shape, width)
+        box = ndimage.find_objects((page > 0.5).astype(int))[0]
+        middle = np.array([(side.start + side.stop) / 2 for side in box])
+        reach = rng.uniform(0.65, 0.9) * max(side.stop - side.start for side in box) * rng.uniform(0.9, 1.1, 2)
+        turn = np.linspace(0, 2 * np.pi, 60)
+        ring = middle + reach * np.column_stack([np.sin(turn), np.cos(turn)])
+        return np.maximum(page, drawn(shape, [ring], max(2.0, 0.006 * min(shape)))), labels
+
+    return with_ring

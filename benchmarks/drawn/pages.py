@@ -119,6 +119,20 @@ def form_row(low: int, high: int, fill: float = 1.0, pen: float = 2.0) -> Layout
     return layout
 
 
+def boxed(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:
+    """Two to six digits, each in a box of its own, as a form asks for a date."""
+    number = rng.randint(2, 7)
+    pitch = min(0.9 * shape[1] / number, 0.5 * shape[0])
+    row = write(rng, digits, pitch * rng.uniform(0.45, 0.6, number), width)
+    lefts = (shape[1] - number * pitch) / 2 + pitch * np.arange(number)
+    corners = [(-0.5, 0.05), (-0.5, 0.95), (0.5, 0.95), (0.5, 0.05), (-0.5, 0.05)]
+    boxes = [np.array(corners) * pitch + (shape[0] / 2, left) for left in lefts]
+    page = drawn(shape, boxes, max(1.5, 0.015 * pitch))
+    for (cover, _), left in zip(row, lefts, strict=True):
+        put(page, cover, (shape[0] / 2, left + pitch / 2))
+    return page, tuple(label for _, label in row)
+
+
 def grid_of_mnist(side: int) -> Layout:
     """Images of the data set, as they are, in `side` rows and columns; the page has 28 pixels for each."""
 
@@ -231,6 +245,23 @@ def face(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tupl
     size, middle = rng.uniform(0.25, 0.35) * min(shape), np.array(shape) * (0.5 + rng.uniform(-0.08, 0.08, 2))
     lines = [middle + size * line for line in (ring * (1, 0.9), *eyes, smile, nose)]
     return drawn(shape, lines, (width or 0.1) * size), ()
+
+
+def shapes(rng: Random, digits: Digits, shape: Shape, width: float | None) -> tuple[Cover, tuple[str, ...]]:
+    """A circle or polygon with one to four smaller ones in it."""
+    number, turn = rng.randint(1, 5), rng.uniform(0, 2 * np.pi)
+    size, middle = rng.uniform(0.2, 0.4) * min(shape), np.array(shape) * (0.5 + rng.uniform(-0.08, 0.08, 2))
+
+    def around(turns: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.sin(turns), np.cos(turns)])
+
+    def outline(radius: float) -> np.ndarray:
+        turns = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi, rng.choice((3, 4, 5, 40)) + 1)
+        return radius * rng.uniform(0.7, 1, 2) * around(turns)
+
+    places = 0.3 * around(turn + 2 * np.pi * np.arange(number) / number)
+    lines = [outline(1), *(outline(rng.uniform(0.08, 0.2)) + place for place in places)]
+    return drawn(shape, [middle + size * line for line in lines], (width or 0.1) * size), ()
 
 
 def texture(rng: Random, canvas: Canvas) -> Canvas:

@@ -1,4 +1,4 @@
-"""Digits to draw: MNIST's test images enlarged to strokes of a pen, of any size and width."""
+"""Digits to draw: a data set's images enlarged to strokes of a pen, of any size and width."""
 
 import functools
 from typing import ClassVar
@@ -67,18 +67,20 @@ def cropped(cover: Cover) -> Cover:
 
 
 class Digits:
-    """Deals digits: each class once in ten, and only images that are clearly of their class.
+    """Deals a split's digits at random, each class once in ten.
 
-    A digit is clear if it and its drawing with a thin pen are most like training images of its class, and the drawing
-    has the loops of its class. No network is asked, so that all are measured on the same pictures.
+    With `clear`, only images that are clearly of their class: the digit and its drawing with a thin pen are most like
+    training images of its class, and the drawing has the loops of its class. No network is asked, so that all are
+    measured on the same pictures.
     """
 
     NEIGHBOURS = 5
     LOOPS: ClassVar = {"6": 1, "8": 2, "9": 1}  # at least; thinning loses those that the pen had filled
 
-    def __init__(self, dataset: data.Dataset) -> None:
+    def __init__(self, dataset: data.Dataset, split: str = "test", *, clear: bool = False) -> None:
         self.names = dataset.class_names
-        self.images, self.labels = dataset.test
+        self.images, self.labels = getattr(dataset, split)
+        self.clear = clear
         self._known = dataset.train.images[:5_000].reshape(-1, 784).astype(np.float32)
         self._squares = np.square(self._known).sum(1)
         self._known_labels = dataset.train.labels[:5_000]
@@ -89,20 +91,21 @@ class Digits:
         """A digit of the next class."""
         if not self._deck:
             self._deck = rng.permutation(len(self.names)).tolist()
-        return self._clear(rng, self._deck.pop())
+        return self._choose(rng, self._deck.pop())
 
     def draw(self, rng: np.random.RandomState) -> Digit:
         """A digit of any class."""
-        return self._clear(rng, rng.randint(len(self.names)))
+        return self._choose(rng, rng.randint(len(self.names)))
 
     def shuffle(self) -> None:
         """Forget which classes were dealt, so that a kind's pictures do not depend on the kinds before it."""
         self._deck = []
 
-    def _clear(self, rng: np.random.RandomState, label: int) -> Digit:
-        while not self._is_clear(index := int(rng.choice(np.flatnonzero(self.labels == label)))):
-            pass
-        return self.images[index], self.names[label]
+    def _choose(self, rng: np.random.RandomState, label: int) -> Digit:
+        while True:
+            index = int(rng.choice(np.flatnonzero(self.labels == label)))
+            if not self.clear or self._is_clear(index):
+                return self.images[index], self.names[label]
 
     def _look(self, index: int) -> bool:
         label, drawing = self.labels[index], strokes(self.images[index], 20 * FINE, 0.1)
