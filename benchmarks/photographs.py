@@ -59,9 +59,10 @@ class Answer(NamedTuple):
 def pictures(kind: str, digits: Digits, seed: int, count: int) -> Iterator[Picture]:
     """The first `count` pictures of a kind."""
     rng = np.random.RandomState(zlib.crc32(f"{seed} {kind}".encode()))
+    draw = (KINDS | ONLY_FITTED)[kind]
     digits.shuffle()
     for _ in range(count):
-        data, suffix, labels = (KINDS | ONLY_FITTED)[kind](rng, digits)
+        data, suffix, labels = draw(rng, digits)
         group = GROUPS[2 if not labels else len(labels) > 1]
         yield Picture(kind, group, data, suffix, labels)
 

@@ -225,8 +225,7 @@ NONE: dict[str, Kind] = {
 
 KINDS = PAPERS | LIGHT | SURROUNDINGS | INK | STROKES | FILES | SEVERAL | NONE
 
-
-# Only to fit with: what lies around something, of which the fitted half of the others has next to nothing.
+# Only to fit with. Of things around others the fitted half has too few: without these, `enclosing` weighs -0.2.
 ONLY_FITTED: dict[str, Kind] = {
     "shapes in a shape": picture(pages.shapes),
     "shapes in a shape, drawn by a program": clean(pages.shapes),
