@@ -58,8 +58,8 @@ def ways_to_read(network: classifier.Classifier, file: bytes, labels: Sequence[s
 
 def surprise(
     weights: Float[np.ndarray, " features"], pages: Sequence[Ways]
-) -> tuple[float, Float[np.ndarray, " features"]]:
-    """The sum of the negative logarithms of the probabilities that the pages' right ways have, and its gradient."""
+) -> tuple[Float[np.ndarray, " pages"], Float[np.ndarray, " features"]]:
+    """The negative logarithm of the probability that each page's right ways have, and the gradient of their sum."""
     features, right = (np.concatenate(each) for each in zip(*pages, strict=True))
     counts = [len(page.right) for page in pages]
     first = np.cumsum([0, *counts[:-1]])
@@ -67,28 +67,34 @@ def surprise(
     of_right = np.where(right, scores, -np.inf)
     total, total_of_right = (np.logaddexp.reduceat(each, first) for each in (scores, of_right))
     shares = np.exp(scores - total.repeat(counts)) - np.exp(of_right - total_of_right.repeat(counts))
-    return float((total - total_of_right).sum()), features.T @ shares
+    return total - total_of_right, features.T @ shares
 
 
 def fit(pages: Sequence[Ways], penalty: float) -> Float[np.ndarray, " features"]:
     """The weights, and the bias behind them."""
 
     def loss(weights: Float[np.ndarray, " features"]) -> tuple[float, Float[np.ndarray, " features"]]:
-        value, gradient = surprise(weights, pages)
-        return value + penalty * float(weights @ weights), gradient + 2 * penalty * weights
+        values, gradient = surprise(weights, pages)
+        return float(values.sum() + penalty * weights @ weights), gradient + 2 * penalty * weights
 
     return optimize.minimize(loss, np.zeros(len(scoring.WEIGHTS) + 1), jac=True, method="L-BFGS-B").x
 
 
-def cross_validated(pages: Mapping[str, Sequence[Ways]], penalty: float) -> float:
-    """The mean surprise at pages of families of kinds that the weights were not fitted to."""
-    families = sorted({family(kind) for kind in pages})
-    total = 0.0
+def cross_validated(pages: Mapping[str, Sequence[Ways]], penalty: float) -> Float[np.ndarray, " pages"]:
+    """The surprise at each page by weights that were not fitted to its family of kinds."""
+    families, surprises = sorted({family(kind) for kind in pages}), []
     for fold in range(FOLDS):
         left_out = set(families[fold::FOLDS])
         weights = fit([*chain(*(pages[kind] for kind in pages if family(kind) not in left_out))], penalty)
-        total += surprise(weights, [*chain(*(pages[kind] for kind in pages if family(kind) in left_out))])[0]
-    return total / sum(map(len, pages.values()))
+        surprises.append(surprise(weights, [*chain(*(pages[kind] for kind in pages if family(kind) in left_out))])[0])
+    return np.concatenate(surprises)
+
+
+def strongest(surprises: Mapping[float, Float[np.ndarray, " pages"]]) -> float:
+    """The strongest penalty that is as good as the best but for one standard error (Breiman et al., 1984)."""
+    best = min(surprises.values(), key=np.mean)
+    limit = best.mean() + best.std() / len(best) ** 0.5
+    return max(penalty for penalty, found in surprises.items() if found.mean() <= limit)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -116,10 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in (*filter(is_fitted, KINDS), *ONLY_FITTED)
     }
     surprises = {penalty: cross_validated(pages, penalty) for penalty in PENALTIES}
-    for penalty, value in surprises.items():
-        print(f"penalty {penalty:6}: {value:.4f} nats a picture, cross-validated")
+    for penalty, found in surprises.items():
+        error = found.std() / len(found) ** 0.5
+        print(f"penalty {penalty:6}: {found.mean():.4f} ± {error:.4f} nats a picture, cross-validated")
     every = [*chain(*pages.values())]
-    *weights, bias = fitted = fit(every, min(PENALTIES, key=surprises.__getitem__))
+    *weights, bias = fitted = fit(every, strongest(surprises))
     for name, weight in zip(scoring.WEIGHTS, weights, strict=True):
         print(f"{name:10} {weight:6.2f}")
     print(f"{'bias':10} {bias:6.2f}")

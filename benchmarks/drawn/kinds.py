@@ -225,12 +225,15 @@ NONE: dict[str, Kind] = {
 
 KINDS = PAPERS | LIGHT | SURROUNDINGS | INK | STROKES | FILES | SEVERAL | NONE
 
-# Only to fit with. Of things around others the fitted half has too few: without these, `enclosing` weighs -0.2.
+# Only to fit with. The fitted half has too little of what lies around others, and of digits that differ much in size.
 ONLY_FITTED: dict[str, Kind] = {
     "shapes in a shape": picture(pages.shapes),
     "shapes in a shape, drawn by a program": clean(pages.shapes),
     "digit in a ring": picture(layouts.ringed(one(0.25, 0.35))),
     "digits in boxes": picture(pages.boxed, BALLPOINT, WHITE, shapes=((500, 900),)),
+    "exponent, pencil": picture(pages.exponent, PENCIL),
+    "exponent, ruled paper": picture(pages.exponent, BALLPOINT, under=(ruled(PALE_BLUE),)),
+    "exponent, drawn by a program": clean(pages.exponent, shapes=((400, 500),)),
 }
 
 

@@ -15,18 +15,18 @@ from mnist_flax.reading.ink import Tone
 from mnist_flax.reading.judging import Judged
 from mnist_flax.reading.parts import Box, Group, Parts
 
-BIAS = 1.91
+BIAS = -0.08
 WEIGHTS = {
-    "kept": 2.56,  # the share of all ink that is drawn as digits
-    "novelty": -9.57,  # their out-of-distribution score
-    "worst": 4.93,  # the quality of the worst of them
-    "thin": -4.18,  # the share of their ink that is in thin ones: edges and rules look like ones
-    "common": -2.40,  # the share of the picture that has their tone: paper between strokes has that of all paper
-    "enclosing": -5.66,  # whether one of them lies around another, as in a face or a frame
-    "border": -2.90,  # the largest share of the picture's border that one covers, as a desk or a shadow does
-    "thick": -0.09,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
+    "kept": 2.01,  # the share of all ink that is drawn as digits
+    "novelty": -5.28,  # their out-of-distribution score
+    "worst": 3.94,  # the quality of the worst of them
+    "thin": -2.70,  # the share of their ink that is in thin ones: edges and rules look like ones
+    "common": -2.06,  # the share of the picture that has their tone: paper between strokes has that of all paper
+    "enclosing": -3.53,  # whether one of them lies around another, as in a face or a frame
+    "border": -0.73,  # the largest share of the picture's border that one covers, as a desk or a shadow does
+    "thick": -0.35,  # by how many of MNIST's pixels half the widest stroke is wider than a pen's
     "soft": -0.26,  # how many pixels it takes from ink to paper; a shadow's edge is softer than a pen's
-    "spread": -3.57,  # by how much they differ in size: the logarithm of the ratio
+    "spread": -1.48,  # by how much they differ in size: the logarithm of the ratio
 }
 PEN = 3.0  # half the width of a wide stroke, in MNIST's pixels
 SAME = 0.1  # of black to white: tones of one thing in one light
