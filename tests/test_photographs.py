@@ -51,7 +51,7 @@ HARD = [
     *("8 to 12 pixels", "touching pair", "printed digit", "printed row", "stripes"),
     *("telephone number", "scan with black borders", "figure with axes"),
 ]
-HARDEST = ("one above the other", "form box touched by the digit")  # of two, one is read
+HARDEST = ("one above the other", "form box touched by the digit", "touching pair")  # of two, one is read
 
 
 @pytest.mark.parametrize("kind", HARD)
