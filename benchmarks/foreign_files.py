@@ -68,7 +68,7 @@ def carry_out(run: Run, interruption: Any) -> dict[str, Any]:
         totals = jax.tree.map(lambda x: np.stack([x] * replicas), to_host(Totals.zero()))
         progress = Progress(states, totals, [[] for _ in range(replicas)], 0.0)
         progress = files.restore(progress) or progress
-        files.open_records(progress.histories)
+        files.open_records(progress.histories, np.zeros((64, 28, 28), np.uint8))
         while (epoch := len(progress.histories[0]) + 1) <= run.epochs:
             if interruption.signal is not None and epoch > interruption.signal:
                 raise SystemExit(143)

@@ -49,9 +49,7 @@ def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
                 console.say(messages.starting_again(run))
             if run.initial is not None:
                 progress = from_trained(run, progress, run.initial())
-        files.open_records(progress.histories)
-        if files.is_main:
-            files.boards[0].add_grid("augmented", augmented_samples(run), columns=8)
+        files.open_records(progress.histories, augmented_samples(run))
         if still_training(progress.histories, run.config).any():
             progress = _train(run, progress, files, console, interruption)
         return test_best(run, progress, files, console)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_json
@@ -67,12 +68,13 @@ class RunFiles(AbstractContextManager[Any]):
         _go_on_from(progress, self.last, self.best)
         return progress if restored is not None else None
 
-    def open_records(self, histories: list[list[Row]]) -> None:
-        """Start TensorBoard's events anew, from the histories."""
+    def open_records(self, histories: list[list[Row]], augmented: UInt8[np.ndarray, "n h w"]) -> None:
+        """Start TensorBoard's events anew, from the histories; with images as the run augments them."""
         if self.is_main:
             with _recording(self.workdir):
                 pairs = zip(self.directories, histories, strict=True)
                 self.boards = [TensorBoard(directory, history) for directory, history in pairs]
+                self.boards[0].add_grid("augmented", augmented, columns=8)
 
     def save_epoch(self, progress: Progress, cards: Mapping[int, dict[str, Any]], finished: Sequence[int]) -> None:
         """Write what the replicas `finished` leave after another epoch, in a thread if that may be.

@@ -29,6 +29,7 @@ from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.run_files import RunFiles
 
 SEEDS = np.array([3, 4], np.uint32)
+SAMPLES = np.arange(64 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(64, 28, 28)
 
 
 def files(workdir, kernels="xla", num_devices=1):
@@ -130,7 +131,7 @@ def test_a_new_start_never_costs_a_run_what_it_has(tmp_path):
 def test_a_damaged_state_to_go_on_from_is_kept_and_no_new_start_made(tmp_path):
     progress = started()._replace(histories=[[row_of(1)], [row_of(1)]])
     with files(tmp_path) as written:
-        written.open_records([[], []])
+        written.open_records([[], []], SAMPLES)
         written.save_epoch(progress, {0: row_of(1), 1: row_of(1)}, [])
     (tmp_path / "last/0/state/manifest.ocdbt").write_bytes(b"")
     (tmp_path / "seed-3/metrics.jsonl").write_text("{}")
@@ -168,7 +169,7 @@ def write_a_run(workdir, completed):
     with files(workdir) as written:
         progress = written.restore(started()) or started()
         state, done = jax.tree.map(jnp.copy, progress.state), len(progress.histories[0])
-        written.open_records(progress.histories)
+        written.open_records(progress.histories, SAMPLES)
         for epoch in range(done + 1, 3):
             state = advance(state)
             progress = progress._replace(state=state, histories=[rows[:epoch], rows[:epoch]])
