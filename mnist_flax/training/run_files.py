@@ -72,8 +72,7 @@ class RunFiles(AbstractContextManager[Any]):
         """Start TensorBoard's events anew, from the histories; with images as the run augments them."""
         if self.is_main:
             with _recording(self.workdir):
-                pairs = zip(self.directories, histories, strict=True)
-                self.boards = [TensorBoard(directory, history) for directory, history in pairs]
+                self.boards = [TensorBoard(*files) for files in zip(self.directories, histories, strict=True)]
                 self.boards[0].add_grid("augmented", augmented, columns=8)
 
     def save_epoch(self, progress: Progress, cards: Mapping[int, dict[str, Any]], finished: Sequence[int]) -> None:
