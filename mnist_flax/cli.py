@@ -213,4 +213,5 @@ def _fail(message: str, status: int) -> int:
 
 def _discard(stream: Any) -> None:
     """From now on nothing is printed to a stream, neither by Python nor by C++."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(OSError):  # it is no file: somebody's program reads it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

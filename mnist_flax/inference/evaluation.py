@@ -1,5 +1,6 @@
 """How good a trained network is on a data set: `evaluate` measures it, `describe` tells the figures."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,8 +8,8 @@ import numpy as np
 from scipy import special
 
 from mnist_flax import data
-from mnist_flax.config import located
-from mnist_flax.data import Examples
+from mnist_flax.config import NAMES, located
+from mnist_flax.data import Dataset, Examples
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, integers, metrics
 from mnist_flax.inference.classifier import Classifier
@@ -51,14 +52,26 @@ def evaluate(
     """
     network = classifier.load(checkpoint)
     name: str = dataset or network.card["dataset"]
-    own = located(name) == located(network.card["dataset"])
-    loaded = load(name, data_dir, 0 if split == "test" else network.card["config"]["val_size"] if own else None)
+    loaded = load(name, data_dir, 0) if split == "test" else _divided(network, name, data_dir, load)
     loaded = loaded.relabelled(network.class_names)
     if split == "validation" and loaded.selection_split != "validation":
         raise UserError("this network's run held no images out: there is no validation split to evaluate it on")
     where = str(checkpoint) if checkpoint else "the shipped weights"
     in_integers = integers.from_network(network, data_dir, load) if int8 else None
     return measure(network, getattr(loaded, split), shifts, in_integers, checkpoint=where, dataset=name, split=split)
+
+
+def _divided(network: Classifier, name: str, data_dir: Path | None, load: integers.Load) -> Dataset:
+    """A data set, with as many images held out as by the network's run if it is that run's, also moved or copied."""
+    val_size = network.card["config"]["val_size"]
+    if located(name) == located(network.card["dataset"]):
+        return load(name, data_dir, val_size)
+    if name not in NAMES:
+        with suppress(UserError):  # it has too few images for that
+            loaded = load(name, data_dir, val_size)
+            if (loaded.class_names, loaded.normalization) == (network.class_names, network.normalization):
+                return loaded
+    return load(name, data_dir, None)
 
 
 def measure(

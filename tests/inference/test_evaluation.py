@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from mnist_flax import data
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import parse
 from mnist_flax.inference import integers, weights
 from mnist_flax.inference.evaluation import describe, evaluate
+from mnist_flax.reading.folder import load
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +49,23 @@ def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path)
     weights.save(tmp_path / "w.safetensors", golden_weights, card)
     with pytest.raises(UserError, match="held no images out"):
         evaluate(tmp_path / "w.safetensors", None, "validation", None, 0)
+
+
+def test_a_run_held_out_the_same_images_wherever_its_data_are_now(golden_weights, card, tmp_path):
+    images, labels = (array[:300] for array in data.load("digits", None, 0).train)
+    for name, count in (("moved", 300), ("others", 299), ("few", 50)):
+        x, y = images[:count], labels[:count]
+        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    held_out = load(str(tmp_path / "moved.npz"), None, 60)
+    origin = {
+        "dataset": str(tmp_path / "gone.npz"),
+        "normalization": held_out.normalization._asdict(),
+        "config": {**card["config"], "val_size": 60},
+    }
+    weights.save(tmp_path / "w.safetensors", golden_weights, {**card, **origin})
+    for name, num_held_out in (("moved", 60), ("others", 299 // 12), ("few", 50 // 12), ("digits", 119)):
+        dataset = name if name == "digits" else str(tmp_path / f"{name}.npz")
+        _, examples, *_ = evaluate(tmp_path / "w.safetensors", dataset, "validation", None, 0, load)
+        assert len(examples.labels) == num_held_out
+        if name == "moved":
+            np.testing.assert_array_equal(examples.images, held_out.validation.images)
