@@ -87,9 +87,10 @@ def _splits(root: Path) -> dict[str, Path]:
 def _inner(folder: Path, suffixes: Collection[str]) -> Path:
     """The folder that has something beside one folder: a zip file is often unpacked into a folder of its own."""
     while len(inside := folders_in(folder)) == 1 and not any(map(_split_of, inside)):
-        if any(_images(path, suffixes) for path in (folder, *inside)):
+        [only] = inside
+        if _images(folder, suffixes) or (_images(only, suffixes) and not _is_like_a_data_set(only, suffixes)):
             break
-        [folder] = inside
+        folder = only
     return folder
 
 

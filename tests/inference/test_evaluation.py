@@ -4,7 +4,7 @@ import pytest
 from mnist_flax import data
 from mnist_flax.errors import UserError
 from mnist_flax.evaluate import parse
-from mnist_flax.inference import integers, weights
+from mnist_flax.inference import evaluation, integers, weights
 from mnist_flax.inference.evaluation import describe, evaluate
 from mnist_flax.reading.folder import load
 
@@ -51,7 +51,9 @@ def test_validation_split_of_a_run_that_had_none(golden_weights, card, tmp_path)
         evaluate(tmp_path / "w.safetensors", None, "validation", None, 0)
 
 
-def test_a_run_held_out_the_same_images_wherever_its_data_are_now(golden_weights, card, tmp_path):
+def test_a_run_held_out_the_same_images_wherever_its_data_are_now(golden_weights, card, tmp_path, monkeypatch):
+    nothing = np.zeros((0, 10), np.float32), {}
+    monkeypatch.setattr(evaluation, "measure", lambda *measured, **_: evaluation.Evaluation(*measured[:2], *nothing))
     images, labels = (array[:300] for array in data.load("digits", None, 0).train)
     for name, count in (("moved", 300), ("others", 299), ("few", 50)):
         x, y = images[:count], labels[:count]

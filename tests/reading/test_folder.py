@@ -150,6 +150,12 @@ def test_a_level_too_high_the_data_set_that_is_meant_is_named(tmp_path, layout):
     assert "move" not in str(raised.value)
 
 
+def test_an_image_beside_the_classes_of_an_unpacked_zip_file_is_named(tmp_path):
+    for name in "01":
+        write(tmp_path / "mnist" / name / "a.png")
+    assert_refused(tmp_path, write(tmp_path / "mnist/a.png"))
+
+
 def test_a_level_too_deep_is_told(tmp_path):
     path = write(tmp_path / "own/0/a.png")
     with pytest.raises(UserError, match=f"if {path.parent} is one, name the folder above it by --dataset"):
