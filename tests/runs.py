@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+from mnist_flax import data
 from mnist_flax.training.records import read_history
 
 DIGITS = ["--dataset", "digits"]
@@ -20,6 +23,14 @@ ODD_MODES = {
     "JAX_TRANSFER_GUARD": "disallow",
 }
 TIMES = {"time", "seconds", "images_per_second"}
+
+
+def few_digits(file: Path) -> Path:
+    """Write a file of 500 training and 200 test images of `digits`: its epochs are short, and it is loaded at once."""
+    loaded = data.load("digits", None, 0)
+    (images, labels), (test_images, test_labels) = loaded.train, loaded.test
+    np.savez(file, x_train=images[:500], y_train=labels[:500], x_test=test_images[:200], y_test=test_labels[:200])
+    return file
 
 
 def start(*arguments, warnings="error", **options):

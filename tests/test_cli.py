@@ -10,7 +10,7 @@ from importlib.metadata import entry_points, version
 import pytest
 
 import mnist_flax
-from mnist_flax import cli, data
+from mnist_flax import cli, data, train
 from mnist_flax.__main__ import COMMANDS, main, module_of
 from mnist_flax.errors import UserError
 from mnist_flax.files import cache_directory
@@ -180,21 +180,48 @@ def test_a_stream_that_is_full_is_one_sentence_at_most(full):
     assert done.stderr in (None, "error: No space left on device\n")
 
 
-def test_a_compilation_cache_that_cannot_be_written_is_said_once(tmp_path):
-    program = """
-import resource
+TWO_PROGRAMS = """
+import resource, sys
 from mnist_flax import cli
 
 def main(arguments):
     import jax
     cli.use_compilation_cache()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
     print(jax.jit(lambda x: 3 * x)(2.0), jax.jit(lambda x: 4 * x)(2.0))
 
 cli.command(main)()
 """
+
+
+def test_a_compilation_cache_that_cannot_be_made_is_done_without(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")}
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-c", TWO_PROGRAMS, "-1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("6.0 8.0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [([], ["cache", "data"]), (["--no-compilation-cache"], ["data"])], ids=["usual", "without"]
+)
+def test_a_compilation_cache_is_used_unless_it_is_not_wanted(options, steps, tmp_path, monkeypatch):
+    taken = []
+
+    def load(config):
+        taken.append("data")
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(train, "use_compilation_cache", lambda: taken.append("cache"))
+    monkeypatch.setattr(train, "_load", load)
+    with pytest.raises(UserError, match="seen enough"):
+        train.train(train.parse(["--dataset", "digits", "--workdir", str(tmp_path / "run"), *options]))
+    assert taken == steps
+
+
+def test_a_compilation_cache_that_cannot_be_written_is_said_once(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", TWO_PROGRAMS, "100"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "6.0 8.0\n"
     said = r"warning: compiled programs are not kept for the next start \(\[Errno 27\] File too large.*\)\n"

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import DIGITS, ODD_MODES, rows, start, train, wait_for_rows
+from runs import DIGITS, ODD_MODES, few_digits, rows, start, train, wait_for_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_flax.errors import UserError
@@ -93,7 +93,8 @@ def assert_same_records(workdir, reference):
     for name, value in to_pytorch(theirs).items():
         np.testing.assert_array_equal(to_pytorch(ours)[name], value, err_msg=name)
     assert card["temperature"] == expected_card["temperature"]
-    for part, value in zip(fitted, expected, strict=True):
+    assert (fitted is None) == (expected is None)  # there may be too few images for one
+    for part, value in zip(fitted or (), expected or (), strict=True):
         np.testing.assert_array_equal(part, value)
     events = EventAccumulator(str(workdir))
     events.Reload()
@@ -274,9 +275,8 @@ def test_damaged_run_files_are_named(tmp_path):
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path):
-    arguments = [*DIGITS, "--epochs", 2, "--max-lr", "1e30", "--debug-nans", "--num-seeds", 2, "--no-compilation-cache"]
-    message = refused(*arguments, "--workdir", tmp_path / "run", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert not (tmp_path / "cache").exists()
+    arguments = [*DIGITS, "--epochs", 2, "--max-lr", "1e30", "--debug-nans", "--num-seeds", 2]
+    message = refused(*arguments, "--workdir", tmp_path / "run")
     assert "gradient norm nan in step 1 of seed 0 (epoch 1, learning rate 5.7" in message
     assert "lower --max-lr" in message
     variance = "`variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)` (model.py:"
@@ -286,8 +286,7 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path):
 
 def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):
     arguments = [*DIGITS, "--epochs", 1, "--val-size", 0, "--num-devices", 4, "--workdir", tmp_path]
-    (tmp_path / "cache").touch()  # a cache directory that cannot be made is done without
-    status, out, err = train(*arguments, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    status, out, err = train(*arguments)
     assert (status, err) == (0, "")
     assert "models are selected on the test set" in out
     assert "Val (the test set):" in out
@@ -304,7 +303,8 @@ def test_checkpoints_that_are_not_there(tmp_path):
 
 def test_several_seeds(tmp_path):
     """Each stops on its own; and so it does in a run that was killed."""
-    arguments = [*DIGITS, "--epochs", 30, "--max-lr", 0.02, "--patience", 2, "--num-seeds", 3, "--seed", 4]
+    options = ["--epochs", 30, "--max-lr", 0.02, "--patience", 2, "--num-seeds", 3, "--seed", 4, "--val-size", 100]
+    arguments = ["--dataset", few_digits(tmp_path / "digits.npz"), *options]
     status, out, err = train(*arguments, "--workdir", tmp_path / "whole")
     assert (status, err) == (0, "")
     assert "(3 seeds: " in out

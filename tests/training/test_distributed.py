@@ -70,7 +70,7 @@ def assert_close(workdir, whole):
         np.testing.assert_allclose(ours[name], value, atol=5e-6, rtol=1e-5, err_msg=name)
 
 
-def test_stopped_and_killed_and_gone_on_with_by_more_processes(whole, tmp_path):
+def test_stopped_and_killed_and_gone_on_with_on_other_devices(whole, tmp_path):
     processes = start(2, 2, tmp_path)
     wait_for_rows(processes[0], tmp_path, 1)
     processes[1].send_signal(signal.SIGTERM)
@@ -90,10 +90,10 @@ def test_stopped_and_killed_and_gone_on_with_by_more_processes(whole, tmp_path):
     assert errors[0].startswith("error: another process of the job has ended")
     assert "start the job again to go on" in errors[0]
 
-    statuses, said, errors = finish(start(4, 1, tmp_path))
-    assert statuses == [0] * 4, errors
+    statuses, said, errors = finish(start(2, 1, tmp_path))
+    assert statuses == [0, 0], errors
     assert any("Resuming after epoch" in line for line in said[0])
-    assert said[1:] == [[], [], []]
+    assert said[1] == []
     assert_close(tmp_path, whole)
     assert (tmp_path / "network.safetensors").exists()  # the main process read the checkpoint alone
 

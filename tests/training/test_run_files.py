@@ -181,20 +181,25 @@ def write_a_run(workdir, completed):
 
 
 def write_runs_that_fail(directory):
-    """In a process whose calls can be made to fail: at calls of every kind, alone or with all that follow."""
+    """In a process whose calls can be made to fail: at calls of every kind, with all that follow or alone.
+
+    What fails alone may be done without, such as the sync of a folder.
+    """
     library = ctypes.CDLL(None)
     with failing_writes.failing(library, directory / "whole", 0, 0, 0):
         write_a_run(directory / "whole", [])
         num_calls = library.num_calls()
     assert num_calls > 200
-    tries = 8
-    for i in range(tries):
-        workdir, completed, error = directory / str(i), [], (errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EDQUOT)[i % 4]
-        first = 1 + i * num_calls // tries
-        last = first if i // 2 % 2 else failing_writes.EVER
-        with failing_writes.failing(library, workdir, first, last, error), pytest.raises(SystemExit) as end:
-            cli.command(lambda _, at=workdir, completed=completed: write_a_run(at, completed))([])
-        assert end.value.code == 2
+    for i, error in enumerate((errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EDQUOT)):
+        workdir, completed, status = directory / str(i), [], 0
+        first = 1 + i * num_calls // 4
+        last = first if i % 2 else failing_writes.EVER
+        with failing_writes.failing(library, workdir, first, last, error):
+            try:
+                cli.command(lambda _, at=workdir, completed=completed: write_a_run(at, completed))([])
+            except SystemExit as end:
+                status = end.code
+        assert status == 2 or (last == first and completed == [1, 2])
         gc.collect()  # what destructors say is said now
         saved, left = max(completed, default=0), []
         write_a_run(workdir, left)
@@ -213,7 +218,7 @@ import test_run_files
 test_run_files.write_runs_that_fail(Path({str(tmp_path)!r}))
 """
     said = failing_writes.run(program).splitlines()
-    assert len(said) == 8
+    assert len(said) >= 2  # of the four, those that nothing more can be written to
     reasons = "No space left on device|Input/output error|Stale file handle|Disk quota exceeded"
     for line in said:
         assert re.fullmatch(rf"error: cannot (use|write|delete) .+: ({reasons})", line)
