@@ -81,12 +81,12 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
 
     require_dataset(config.dataset)
     _require_apart(config)
-    run_directory.require_writable(config.workdir)
-    run_directory.require_free(config)
-    from mnist_flax.training.devices import usual_modes
+    with run_directory.made(config.workdir):
+        run_directory.require_free(config)
+        from mnist_flax.training.devices import usual_modes
 
-    with usual_modes():
-        return _train(config, interruption or signals.Interruption())
+        with usual_modes():
+            return _train(config, interruption or signals.Interruption())
 
 
 def _train(config: Config, interruption: "Interruption") -> dict[str, Any]:

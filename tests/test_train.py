@@ -261,8 +261,9 @@ def test_mistakes_are_answered_in_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be written" in refused(*DIGITS, "--workdir", tmp_path / "file")
     assert "cannot be divided evenly among 7 devices" in refused(
-        *DIGITS, "--num-devices", 7, "--workdir", tmp_path / "b"
+        *DIGITS, "--num-devices", 7, "--workdir", tmp_path / "a/b"
     )
+    assert not (tmp_path / "a").exists()
     assert "cifar is neither a file or folder here nor one of the data sets auto, mnist, " in refused(
         "--dataset", "cifar", "--workdir", tmp_path / "c"
     )

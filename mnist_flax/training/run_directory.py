@@ -4,7 +4,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,28 @@ def read_config(path: Path) -> Config:
         raise UserError(f"--config {path} is not a run's config.json ({error})") from error
 
 
-def require_writable(workdir: Path) -> None:
-    """Make the directory and try it.
+@contextmanager
+def made(workdir: Path) -> Iterator[None]:
+    """Make the directory and try it; if what follows is refused, the directories that were made and are empty go.
 
     Raises:
         UserError: it cannot be written.
     """
     probe = unused(workdir / "writable")
+    new = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another") from error
+    try:
+        yield
+    except UserError:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def require_free(config: Config) -> None:
