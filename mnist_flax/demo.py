@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
         require(package, "to serve the page")
 
     from mnist_flax.inference.classifier import load
-    from mnist_flax.views.app import create_app, describe
+    from mnist_flax.views.app import create_app
+    from mnist_flax.views.page import describe
     from mnist_flax.views.server import create_server, listen
 
     use_compilation_cache()

@@ -8,7 +8,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.files import local_path
 
 PROGRAMS = ("stablehlo", "onnx")  # that can return probabilities
-FORMATS = ("safetensors", "pytorch", *PROGRAMS, "c")
+FORMATS = ("safetensors", "pytorch", *PROGRAMS, "c", "html")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         "export",
         "Write a trained network to a file for other programs, and check it. StableHLO and ONNX take uint8 images "
-        "(n, 28, 28) and return logits (n, 10), or probabilities. C is for chips without floating point.",
+        "(n, 28, 28) and return logits (n, 10), or probabilities. C is for chips without floating point, HTML a page to draw on that needs no server.",
         "runs/mnist_training --format onnx --output mnist.onnx",
     )
     parser.add_checkpoint()
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_json()
     options = parser.parse_args(arguments)
     if options.probabilities and options.format not in PROGRAMS:
-        returned = "returns integers" if options.format == "c" else "holds only weights"
+        returned = {"c": "returns integers", "html": "always shows them"}.get(options.format, "holds only weights")
         raise UserError(f"--probabilities is for {' and '.join(PROGRAMS)}: a {options.format} file {returned}")
     return options
 
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     options = parse(arguments)
-    (_export_c if options.format == "c" else _export)(options)
+    {"c": _export_c, "html": _export_html}.get(options.format, _export)(options)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -76,6 +76,14 @@ def _export_c(options: argparse.Namespace) -> None:
         "{ram_bytes:,} of RAM; of {images} real digits {named_as_in_float32} are named as in float32"
     )
     show(options, written, text.format(**written))
+
+
+def _export_html(options: argparse.Namespace) -> None:
+    from mnist_flax.inference.classifier import load
+    from mnist_flax.views.page_file import export
+
+    written = export(load(options.checkpoint), options.output, str(options.checkpoint or "the shipped weights"))
+    show(options, written, "{output}: {bytes:,} bytes, a page that needs no server: open it in a browser".format(**written))
 
 
 if __name__ == "__main__":

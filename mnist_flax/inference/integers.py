@@ -24,7 +24,7 @@ from mnist_flax.model import BLOCKS, IMAGE_SHAPE
 
 # Of the training images. With so many, and with twice as many, all labels of MNIST's test set are as in float32.
 MEASURED_ON = 1000
-_PADDED, _POOLED = ("block5", "block6", "block7"), "block4"
+PADDED, POOLED = ("block5", "block6", "block7"), "block4"
 _BATCH = 50  # images whose activations stay in a processor's caches
 # A sum of products is at most 144 · 127 · 255, below 2^23, and below 2^24 with such a bias. So far float32 holds every
 # integer, and its matrix products, which are the fast ones, are exact.
@@ -103,11 +103,11 @@ def from_network(network: Classifier, data_dir: Path | None = None, load: Load =
 def maxima(network: Classifier, train: Examples) -> list[float]:
     """The largest output of each block on `MEASURED_ON` of the training images: always the same ones."""
     _, chosen = split_off(train, min(MEASURED_ON, len(train.labels)))
-    blocks, found = _folded(network), []
+    blocks, found = folded(network), []
     for x in _batches(chosen.images):
         found.append([])
         for name, kernel, bias in blocks:
-            x = _pool(np.maximum(_convolve(x, kernel, bias, int(name in _PADDED)), 0), name == _POOLED)
+            x = _pool(np.maximum(_convolve(x, kernel, bias, int(name in PADDED)), 0), name == POOLED)
             found[-1].append(x.max())
     return np.max(found, axis=0).tolist()
 
@@ -116,13 +116,13 @@ def quantize(network: Classifier, largest: list[float]) -> IntegerNetwork:
     """The network in integers, for the largest output of each block."""
     layers: list[Layer] = []
     width_in, unit = IMAGE_SHAPE[0], 1.0  # what an input of 1 stands for
-    for (name, kernel, bias), maximum in zip(_folded(network), largest, strict=True):
+    for (name, kernel, bias), maximum in zip(folded(network), largest, strict=True):
         units = _units(kernel.reshape(len(bias), -1), bias[:, None] / unit, _LARGEST_BIAS)
         # Outputs need not be finer than half a unit of the sums, and a scale above a half would not fit in 32 bits.
         output_unit = max(maximum / 255, 2 * unit * units.max())
         scale = _rounded(units * unit / output_unit * 2**32)
         weights, bias = _rounded(kernel / units[:, None, None, None]), _rounded(bias / (units * unit))
-        layers.append(Layer(name, weights, bias, scale, int(name in _PADDED), name == _POOLED, width_in))
+        layers.append(Layer(name, weights, bias, scale, int(name in PADDED), name == POOLED, width_in))
         width_in, unit = layers[-1].width >> layers[-1].pooled, output_unit
     unit /= 100  # the mean over 10×10 outputs
     final = {name: np.asarray(value, np.float64) for name, value in network.variables["params"]["final_conv"].items()}
@@ -145,7 +145,7 @@ def _rounded(x: Float[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
     return np.rint(x).astype(np.int64)
 
 
-def _folded(network: Classifier) -> list[tuple[str, Float[np.ndarray, "o h w i"], Float[np.ndarray, " o"]]]:
+def folded(network: Classifier) -> list[tuple[str, Float[np.ndarray, "o h w i"], Float[np.ndarray, " o"]]]:
     """Name, kernel and bias of each block as a convolution and ReLU alone; the first takes pixels in 0..255."""
     state_dict, (mean, std) = interop.to_pytorch(network.variables), network.normalization
     blocks = []

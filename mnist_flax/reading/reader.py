@@ -24,6 +24,7 @@ class Digit(NamedTuple):
         box: left, top, right and bottom in pixels of the file; right and bottom are outside.
         line: the number of its line of text, from 0.
         pixels: the network's input.
+        novelty: its out-of-distribution score; 0 if the network has no reference for it.
     """
 
     label: int
@@ -31,6 +32,7 @@ class Digit(NamedTuple):
     box: tuple[int, int, int, int]
     line: int
     pixels: UInt8[np.ndarray, "28 28"]
+    novelty: float
 
 
 class Page(NamedTuple):
@@ -59,7 +61,7 @@ def read(network: Classifier, picture: Picture) -> Page:
         is_digit = best.novelty <= 1 and best.probabilities.max() < CLEAR
         return Page([], "unclear" if is_digit else "not like a digit", best)
     digits = [
-        Digit(int(d.probabilities.argmax()), d.probabilities, _in_file(d.group.box, picture), line, d.pixels)
+        Digit(int(d.probabilities.argmax()), d.probabilities, _in_file(d.group.box, picture), line, d.pixels, d.novelty)
         for d, line in in_reading_order(named)
     ]
     return Page(digits, "digit" if len(digits) == 1 else "several digits", best)
