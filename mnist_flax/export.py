@@ -83,7 +83,11 @@ def _export_html(options: argparse.Namespace) -> None:
     from mnist_flax.views.page_file import export
 
     written = export(load(options.checkpoint), options.output, str(options.checkpoint or "the shipped weights"))
-    show(options, written, "{output}: {bytes:,} bytes, a page that needs no server: open it in a browser".format(**written))
+    show(
+        options,
+        written,
+        "{output}: {bytes:,} bytes, a page that needs no server: open it in a browser".format(**written),
+    )
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class _Predictions:
         self.in_flight += 1
         try:
             data = await read_body(request)
-            look_at = functools.partial(look, self.network, data, int(shown[:4]))
+            look_at = functools.partial(look, self.network, data, int(shown[:9]))
             seen = await asyncio.get_running_loop().run_in_executor(self.pool, look_at)
         except UserError as error:
             raise HTTPException(400, f"The picture cannot be used: {error}.") from error

@@ -72,19 +72,19 @@ def describe(network: Classifier) -> str:
 
 
 def model(network: Classifier, name: str) -> dict[str, Any]:
-    """What the page needs to know of the network, which it calls `name`. Looks at the examples."""
+    """What the page needs to know of the network, which it calls `name`. Looks at the examples, if it knows digits."""
     # Each example is named by its label and its place in MNIST's test set.
     digits = {file: path.stem.partition("-")[0] for file, path in FILES.items() if file.startswith("examples/")}
-    seen = {file: look(network, FILES[file].read_bytes()) for file in digits}
-    examples = [{"file": file, "label": label, "hard": seen[file]["digit"] != label} for file, label in digits.items()]
-    known = set(network.class_names)
+    if not set(digits.values()) <= set(network.class_names):
+        digits = {}
+    right = {file: look(network, FILES[file].read_bytes())["digit"] == label for file, label in digits.items()}
+    examples = [{"file": file, "label": label, "hard": not right[file]} for file, label in digits.items()]
+    outputs = network.activations(np.zeros((1, 28, 28), np.uint8))
+    shapes = ((block, outputs[block].shape[1:]) for block in BLOCKS)
     return {
         "name": name,
         "accuracy": describe(network),
         "class_names": network.class_names,
-        "blocks": [
-            {key: block[key] for key in ("name", "height", "width", "channels")}
-            for block in next(iter(seen.values()))["maps"]
-        ],
-        "examples": sorted(examples, key=lambda example: example["hard"]) if set(digits.values()) <= known else [],
+        "blocks": [{"name": block, "height": h, "width": w, "channels": c} for block, (h, w, c) in shapes],
+        "examples": sorted(examples, key=lambda example: example["hard"]),
     }

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
+from browsing import boxes, draw_a_one, says, shown
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,9 +29,9 @@ from mnist_flax import demo
 from mnist_flax.errors import UserError
 from mnist_flax.model import BLOCKS
 from mnist_flax.reading import answers
-from mnist_flax.views import app, server
+from mnist_flax.views import app, page, server
 
-EXAMPLES = app.PAGE / "examples"
+EXAMPLES = page.PAGE / "examples"
 THREE = EXAMPLES / "3-32.png"
 PNG = {"Content-Type": "image/png"}
 
@@ -135,6 +137,17 @@ def test_several_digits_are_found_in_the_picture(port):
     assert len(answer["maps"]) == len(BLOCKS)
 
 
+def test_one_of_several_digits_is_shown(port):
+    body = page_of("3-32.png", "7-34.png", "2-72.png")
+    for shown, digit in (("1", "7"), ("2", "2"), ("3", "3"), ("9" * 5000, "3")):
+        answer = json.loads(ask(port, path=f"/predict?shown={shown}", body=body)[2])
+        assert max(answer["probabilities"], key=answer["probabilities"].get) == digit
+        assert 0 < answer["novelty"] <= 1
+    for wrong in ("-1", "x", "²", "1.5"):
+        path = f"/predict?shown={urllib.parse.quote(wrong)}"
+        assert refusal(port, path=path, body=body) == (400, "What is shown is the number of a digit, from 0.")
+
+
 def test_examples_are_right_and_wrong(port):
     model = json.loads(ask(port, "GET", "/model")[2])
     assert model["accuracy"] == "validation accuracy 99.50% on mnist"
@@ -159,10 +172,12 @@ def test_another_networks_page(network):
     assert model["accuracy"] == "validation accuracy 50.00% on letters"
     assert model["examples"] == []  # they are digits
     unmeasured = {name: value for name, value in network.card.items() if name != "val_accuracy"}
-    assert app.describe(mnist_flax.Classifier(network.variables, unmeasured)) == "its accuracy was never measured"
+    assert page.describe(mnist_flax.Classifier(network.variables, unmeasured)) == "its accuracy was never measured"
 
 
-@pytest.mark.parametrize("path", ["/", "/demo.js", "/style.css", "/model", "/examples/3-32.png", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/", "/demo.js", "/server.js", "/style.css", "/model", "/examples/3-32.png", "/nothing"]
+)
 def test_every_answer_has_security_headers(port, path):
     _, headers, _ = ask(port, "GET", path)
     assert "default-src 'none'; script-src 'self'" in headers["Content-Security-Policy"]
@@ -171,7 +186,7 @@ def test_every_answer_has_security_headers(port, path):
 
 
 def test_the_page_asks_no_other_host():
-    for path in app.PAGE.rglob("*.*"):
+    for path in page.PAGE.rglob("*.*"):
         if path.suffix != ".png":
             assert not re.search(r"https?:|//\w+\.", path.read_text()), path
 
@@ -386,25 +401,6 @@ def browser(url, chromium):
     assert all(name.startswith(f"{url}/") for name in loaded)
 
 
-def says(browser, answer):
-    """Waits for an answer."""
-    element = browser.find_element(By.ID, "answer")
-    WebDriverWait(browser, 20).until(lambda _: element.text == answer, f"it says {element.text}, not {answer}")
-
-
-def shown(browser, canvases):
-    """What is drawn on some canvases."""
-    script = "return [...document.querySelectorAll(arguments[0])].map(canvas => canvas.toDataURL())"
-    return browser.execute_script(script, canvases)
-
-
-def draw_a_one(browser):
-    board = browser.find_element(By.ID, "board")
-    third = board.size["height"] // 3
-    pen = ActionChains(browser, duration=50).move_to_element_with_offset(board, 10, -third).click_and_hold()
-    pen.move_by_offset(-10, third).move_by_offset(-10, third).release().perform()
-
-
 def send_as(browser, event, file):
     """Drops or pastes a file."""
     script = """
@@ -436,6 +432,15 @@ def test_drawing_is_answered_and_can_be_undone(browser):
     says(browser, "1")
     browser.find_element(By.ID, "undo").click()  # the stroke
     says(browser, "No ink")
+    assert browser.find_element(By.ID, "detail").text == "Draw a digit on the board."
+    browser.find_element(By.ID, "redo").click()
+    says(browser, "1")
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys("zy").key_up(Keys.CONTROL).perform()
+    says(browser, "1")
+    browser.find_element(By.ID, "clear").click()
+    says(browser, "No ink")
+    ActionChains(browser).move_to_element(browser.find_element(By.ID, "board")).click().perform()  # a dot
+    WebDriverWait(browser, 20).until(lambda _: browser.find_element(By.ID, "answer").text != "No ink")
 
 
 def test_files_are_opened_dropped_and_pasted(browser, tmp_path):
@@ -457,16 +462,13 @@ def test_files_are_opened_dropped_and_pasted(browser, tmp_path):
     assert [entry["message"].count("status of 400") for entry in log] == [1]
 
 
-def boxes(browser):
-    """The labels over the board, and where their boxes lie, as shares of the board."""
-    script = """
-        const board = document.getElementById("board").getBoundingClientRect();
-        return [...document.querySelectorAll("#boxes div")].map((frame) => {
-          const box = frame.getBoundingClientRect();
-          return [frame.textContent, ...[box.left, box.right].map((x) => (x - board.left) / board.width),
-                  ...[box.top, box.bottom].map((y) => (y - board.top) / board.height)];
-        });"""
-    return browser.execute_script(script)
+def assert_shown(browser, name, number):
+    """Waits until the page shows this one of three digits."""
+    which = browser.find_element(By.CSS_SELECTOR, ".seen .which")
+    WebDriverWait(browser, 20).until(lambda _: which.text == f"digit {number} of 3")
+    meter = browser.find_element(By.CSS_SELECTOR, f"[aria-label='Probability of {name}']")
+    assert float(meter.get_attribute("aria-valuenow")) > 0.6
+    assert browser.find_element(By.CSS_SELECTOR, "#boxes [aria-pressed='true']").text == name
 
 
 def test_several_digits_are_boxed(browser, tmp_path):
@@ -474,15 +476,20 @@ def test_several_digits_are_boxed(browser, tmp_path):
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "page.png"))
     says(browser, "3 7 2")
     assert browser.find_element(By.ID, "detail").text.count("%") == 3
-    assert browser.find_element(By.CSS_SELECTOR, ".seen .which").text == "the first digit"
+    assert browser.find_element(By.CSS_SELECTOR, ".seen .which").text == "digit 1 of 3"
     found = boxes(browser)
     assert [label for label, *_ in found] == ["3", "7", "2"]
     free = (1 - 300 / 496) / 2  # the picture is wider than it is high: strips above and below it
     for i, (_, left, right, top, bottom) in enumerate(found):
         assert (40 + 152 * i) / 496 < left < right < (40 + 152 * i + 112) / 496
         assert free + 90 / 496 < top < bottom < free + 202 / 496
-    # They lie over the board and not on it: one can go on drawing.
-    assert browser.find_element(By.ID, "boxes").get_attribute("aria-hidden") == "true"
+    # By its label or its box, each digit can be looked at.
+    browser.find_element(By.CSS_SELECTOR, "[aria-label='7: digit 2 of 3']").click()
+    assert_shown(browser, "7", 2)
+    board = browser.find_element(By.ID, "board")
+    middle = sum(found[2][1:3]) / 2 - 0.5
+    ActionChains(browser).move_to_element_with_offset(board, middle * board.size["width"], 0).click().perform()
+    assert_shown(browser, "2", 3)
     browser.find_element(By.ID, "clear").click()
     says(browser, "No ink")
     assert boxes(browser) == []
@@ -507,6 +514,52 @@ def test_by_keyboard_alone(browser):
     WebDriverWait(browser, 5).until(lambda _: browser.find_element(By.ID, "spoken").text.startswith("1. "))
     board.send_keys(Keys.DELETE)
     says(browser, "No ink")
+
+
+def test_a_pen_draws_whatever_the_palm_does(browser):
+    """A palm is on the board before the pen, and again soon after it."""
+    browser.execute_script("""
+        const board = document.getElementById("board"), { left, top, width } = board.getBoundingClientRect();
+        board.setPointerCapture = () => {};
+        const send = (name, pointerType, pointerId, x, y) => board.dispatchEvent(new PointerEvent(`pointer${name}`,
+          { pointerType, pointerId, clientX: left + x * width, clientY: top + y * width, button: 0 }));
+        send("down", "touch", 1, 0.8, 0.9);
+        send("move", "touch", 1, 0.7, 0.9);
+        send("down", "pen", 2, 0.55, 0.2);
+        for (const y of [0.3, 0.5, 0.7]) send("move", "pen", 2, 0.6 - 0.2 * y, y);
+        send("up", "pen", 2, 0.46, 0.7);
+        send("down", "touch", 3, 0.8, 0.9);
+        send("move", "touch", 3, 0.7, 0.9);
+        send("up", "touch", 3, 0.7, 0.9);""")
+    says(browser, "1")
+    assert boxes(browser) == []
+
+
+def test_a_server_that_is_away_is_asked_again(browser):
+    browser.execute_script("""
+        const fetched = window.fetch;
+        window.fetch = async () => { throw new TypeError("offline"); };
+        window.comeBack = () => { window.fetch = fetched; };""")
+    draw_a_one(browser)
+    problem = browser.find_element(By.ID, "problem")
+    WebDriverWait(browser, 20).until(lambda _: problem.text.startswith("The server does not answer"))
+    working = browser.find_element(By.CSS_SELECTOR, ".waiting #working")
+    WebDriverWait(browser, 20).until(lambda _: working.text == "Working…")
+    browser.execute_script("comeBack()")
+    says(browser, "1")
+    assert problem.text == ""
+
+
+@pytest.mark.parametrize(("width", "height"), [(844, 390), (640, 400)])  # a phone on its side, a laptop at 200 %
+def test_where_there_is_little_height(browser, width, height):
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    draw_a_one(browser)
+    says(browser, "1")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    for part in ("board", "undo", "redo", "clear", "answer", "detail", "seen"):
+        box = browser.find_element(By.ID, part).rect
+        assert box["y"] + box["height"] <= height
 
 
 def test_at_a_phones_width(browser):

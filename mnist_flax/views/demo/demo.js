@@ -1,16 +1,16 @@
-// The page of `python -m mnist_flax.demo`. What is on the board goes to the server as an image file, and the server
-// treats it as `python -m mnist_flax.predict` would: nothing is decided here.
+// The page to draw on. `answers` says what is on the board: a server (server.js), or the page itself (reading.js).
 
+const answers = globalThis.answers;
 const element = (id) => document.getElementById(id);
 const board = element("board"), pen = board.getContext("2d", { willReadFrequently: true });
 const SIDE = board.width; // in the board's own pixels
-const SENT = 140; // side of the picture that is sent: five times what the network sees
+const SMALLER = 140; // side of the drawing that is read: five times what the network sees
 const DARK = "#10151e", LIGHT = "#ffffff";
 
-// ---- What is on the board: steps, of which the last can be undone.
+// ---- What is on the board: steps, of which the last can be undone, and what was undone.
 // {points, width, ink} is a stroke; {picture, paper, ink, file, label} an opened image; {} an empty board.
 
-let steps = [];
+let steps = [], undone = [];
 
 function paint(step) {
   if (step.points) {
@@ -18,7 +18,8 @@ function paint(step) {
     pen.lineWidth = step.width;
     pen.lineCap = pen.lineJoin = "round";
     pen.beginPath();
-    pen.moveTo(...step.points[0]);
+    const [x, y] = step.points[0];
+    pen.moveTo(x + 0.01, y); // or a dot, a line of no length, would not be drawn
     for (const point of step.points) pen.lineTo(...point);
     pen.stroke();
     return;
@@ -43,21 +44,28 @@ function changed() {
   for (const button of element("examples").children) {
     button.setAttribute("aria-pressed", String(button.dataset.file === last?.example));
   }
-  wanted = true;
+  element("undo").setAttribute("aria-disabled", String(!steps.length));
+  element("redo").setAttribute("aria-disabled", String(!undone.length));
+  shown = 0;
   ask();
 }
 
 function add(step) {
   steps.push(step);
+  undone = [];
   paint(step);
   changed();
 }
 
-function undo() {
-  steps.pop();
+/** The last step of one list goes to the other. */
+function move(from, to) {
+  penDown = false;
+  if (!from.length) return;
+  to.push(from.pop());
   repaint();
   changed();
 }
+const undo = () => move(steps, undone), redo = () => move(undone, steps);
 
 function clear() {
   if (steps.length && Object.keys(steps.at(-1)).length) add({});
@@ -78,30 +86,50 @@ function extendStroke(points) {
 
 // ---- Mouse, pen and finger
 
-let pointer = null; // the one that draws
+let pointer = null; // the one that draws: {id, type, start}, without `start` once it has drawn
+let penSeen = -Infinity; // when a pen was last near
 
 const place = (event) => {
   const box = board.getBoundingClientRect();
   return [((event.clientX - box.left) / box.width) * SIDE, ((event.clientY - box.top) / box.height) * SIDE];
 };
 
+/** Whether a touch is that of a hand which holds a pen. */
+const isPalm = (event) => event.pointerType === "touch" && event.timeStamp - penSeen < 2000;
+
 board.addEventListener("pointerdown", (event) => {
-  if (pointer !== null || event.button !== 0) return;
-  pointer = event.pointerId;
-  board.setPointerCapture(pointer);
+  if (event.pointerType === "pen" && pointer?.type === "touch") {
+    if (!pointer.start) undo();
+    pointer = null;
+  }
+  if (pointer || event.button !== 0 || isPalm(event)) return;
+  pointer = { id: event.pointerId, type: event.pointerType, start: place(event) };
+  board.setPointerCapture(event.pointerId);
   element("pen").hidden = true;
   penDown = false;
-  newStroke(place(event));
 });
 board.addEventListener("pointermove", (event) => {
-  if (event.pointerId !== pointer) return;
+  if (event.pointerType === "pen") penSeen = event.timeStamp;
+  if (event.pointerId !== pointer?.id) return;
   const events = event.getCoalescedEvents?.() ?? [];
+  if (pointer.start) newStroke(pointer.start);
+  pointer.start = null;
   extendStroke((events.length ? events : [event]).map(place));
 });
-for (const name of ["pointerup", "pointercancel"]) {
-  board.addEventListener(name, (event) => {
-    if (event.pointerId === pointer) pointer = null;
-  });
+board.addEventListener("pointerup", (event) => {
+  if (event.pointerId !== pointer?.id) return;
+  if (pointer.start) tap(pointer.start);
+  pointer = null;
+});
+board.addEventListener("pointercancel", (event) => {
+  if (event.pointerId === pointer?.id) pointer = null;
+});
+
+/** In a digit's box it shows that digit, elsewhere it draws a dot. */
+function tap(point) {
+  const digit = boxAt(...point.map((x) => x / SIDE));
+  if (digit < 0) newStroke(point);
+  else choose(digit);
 }
 
 // ---- Keyboard
@@ -118,7 +146,7 @@ function showPen() {
 }
 
 board.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || pointer !== null) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || pointer) return;
   if (event.key in ARROWS) {
     const step = event.shiftKey ? 4 : 20;
     at = at.map((x, axis) => Math.min(SIDE, Math.max(0, x + step * ARROWS[event.key][axis])));
@@ -139,20 +167,22 @@ board.addEventListener("blur", () => {
   element("pen").hidden = true;
 });
 document.addEventListener("keydown", (event) => {
-  if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z") {
-    event.preventDefault();
-    penDown = false;
-    undo();
-  }
+  const key = (event.ctrlKey || event.metaKey) && event.key.toLowerCase();
+  if (key !== "z" && key !== "y") return;
+  event.preventDefault();
+  if (key === "y" || event.shiftKey) redo();
+  else undo();
 });
 element("undo").addEventListener("click", undo);
+element("redo").addEventListener("click", redo);
 element("clear").addEventListener("click", clear);
 
 // ---- Image files: opened, dropped, pasted, or one of the examples
 
 async function open(file, example = null) {
-  if (!file.type.startsWith("image/")) return complain("That is not an image file.");
-  if (model && file.size > model.max_bytes) {
+  // Some systems do not know the type of HEIC files.
+  if (file.type && !file.type.startsWith("image/")) return complain("That is not an image file.");
+  if (file.size > model?.max_bytes) {
     return complain(`The picture is larger than ${model.max_bytes / 1e6} MB.`);
   }
   let picture = null, paper = DARK, ink = LIGHT;
@@ -165,7 +195,7 @@ async function open(file, example = null) {
     paper = alpha < 255 ? "#808080" : `rgb(${red} ${green} ${blue})`;
     ink = alpha === 255 && red + green + blue > 384 ? DARK : LIGHT;
   } catch {
-    // The browser cannot show it (TIFF, say); the server may know better.
+    // The browser cannot show it (TIFF, say); a server may know better.
   }
   add({ picture, paper, ink, file, example: example?.file, label: example?.label });
 }
@@ -193,51 +223,52 @@ document.addEventListener("drop", (event) => {
   openFirst(event.dataTransfer.files);
 });
 
-// ---- Asking the server: one request at a time, about the newest picture
+// ---- Asking: one question at a time, about the newest picture
 
 let model = null, wanted = false, asking = false;
-const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+let shown = 0; // which of several digits
+const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 const nextFrame = () => new Promise((resolve) => requestAnimationFrame(resolve));
 
-function boardAsFile() {
-  const copy = new OffscreenCanvas(SENT, SENT);
-  copy.getContext("2d").drawImage(board, 0, 0, SENT, SENT);
-  return copy.convertToBlob();
+function drawing() {
+  const picture = new OffscreenCanvas(SMALLER, SMALLER);
+  picture.getContext("2d").drawImage(board, 0, 0, SMALLER, SMALLER);
+  return { picture };
 }
 
 async function ask() {
+  wanted = true;
   if (asking) return;
   asking = true;
+  document.body.classList.add("waiting");
   while (wanted) {
     await nextFrame();
     wanted = false;
-    const last = steps.at(-1);
+    const last = steps.at(-1), started = performance.now();
     try {
-      const body = last?.file ?? (await boardAsFile());
-      const started = performance.now();
-      const response = await fetch("predict", { method: "POST", body, headers: { "Content-Type": body.type } });
-      const answer = await response.json();
-      if (response.status === 429 || response.status === 503) {
-        await wait(1000 * (response.headers.get("Retry-After") ?? 1));
+      const answer = await answers.ask(last?.file ? last : drawing(), shown);
+      complain("");
+      show(answer, last, performance.now() - started);
+    } catch (problem) {
+      complain(problem.message);
+      if (problem.again) {
+        await wait(problem.again);
         wanted = true;
-      } else if (response.ok) {
-        complain("");
-        show(answer, last, performance.now() - started);
-      } else {
-        complain(answer.error);
-        show({ verdict: "unreadable", digits: [] });
-      }
-    } catch {
-      complain("The server does not answer. Is it still running?");
+      } else show({ verdict: "unreadable", digits: [] });
     }
   }
   asking = false;
+  document.body.classList.remove("waiting");
+}
+
+function choose(digit) {
+  shown = digit;
+  ask();
 }
 
 // ---- Showing the answer
 
 const percent = (probability) => `${(100 * probability).toFixed(1)}\u00a0%`; // no line ends before the sign
-const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
 function complain(sentence) {
   element("problem").textContent = sentence;
@@ -257,30 +288,56 @@ function inLines(digits) {
   return lines.map((line) => line.join(" ")).join("\n");
 }
 
-function details(answer, ranked) {
+// What helps who draws; about a file the answer itself has a hint.
+const HINTS = { "no ink": "Draw a digit on the board", "not like a digit": "No digit that it knows looks like this" };
+const FEW = 6; // probabilities that can be taken in at a glance
+
+function details(answer, ranked, hint) {
   const [first, second] = ranked.map(([name, probability]) => `${name} (${percent(probability)})`);
+  if (answer.digits.length > FEW) {
+    const { digit, probability } = answer.digits.reduce((a, b) => (b.probability < a.probability ? b : a));
+    return `Least certain of ${answer.digits.length}: ${digit} (${percent(probability)})`;
+  }
   if (answer.digits.length > 1) return answer.digits.map(({ probability }) => percent(probability)).join(", ");
   if (answer.digit !== null && ranked.length) return `${percent(ranked[0][1])}, then ${second}`;
-  const sentence = answer.hint ? `${answer.hint[0].toUpperCase()}${answer.hint.slice(1)}. ` : "";
+  const sentence = hint ? `${hint[0].toUpperCase()}${hint.slice(1)}. ` : "";
   return sentence + (ranked.length ? `Perhaps ${first}, or ${second}` : "");
 }
+
+let boxes = []; // of the digits over the board, in shares of it
+const boxAt = (x, y) => boxes.findIndex(([left, top, right, bottom]) => left < x && x < right && top < y && y < bottom);
 
 /** Frames around digits, over the board, on which a picture may leave strips at two sides free. */
 function showBoxes(digits, picture) {
   const { width, height } = picture ?? board, longer = Math.max(width, height);
   const across = width / longer, down = height / longer;
-  element("boxes").replaceChildren(...digits.map(({ digit, box: [left, top, right, bottom] }) => {
-    const frame = document.createElement("div"), label = document.createElement("span");
-    const y = (1 - down) / 2 + top * down;
-    frame.style.left = `${100 * ((1 - across) / 2 + left * across)}%`;
-    frame.style.top = `${100 * y}%`;
-    frame.style.width = `${100 * (right - left) * across}%`;
-    frame.style.height = `${100 * (bottom - top) * down}%`;
-    frame.classList.toggle("high", y < 0.06);
+  boxes = digits.map(({ box: [left, top, right, bottom] }) => [
+    (1 - across) / 2 + left * across, (1 - down) / 2 + top * down,
+    (1 - across) / 2 + right * across, (1 - down) / 2 + bottom * down,
+  ]);
+  element("boxes").replaceChildren(...digits.map(({ digit }, i) => {
+    const frame = document.createElement("div"), label = document.createElement("button");
+    const [left, top, right, bottom] = boxes[i];
+    const edges = { left, top, width: right - left, height: bottom - top };
+    for (const [edge, share] of Object.entries(edges)) frame.style[edge] = `${100 * share}%`;
+    frame.className = labelSide(i);
+    label.type = "button";
     label.textContent = digit;
+    label.setAttribute("aria-label", `${digit}: digit ${i + 1} of ${digits.length}`);
+    label.setAttribute("aria-pressed", String(i === shown));
+    label.addEventListener("click", () => choose(i));
     frame.append(label);
     return frame;
   }));
+}
+
+/** Where a box has room for its label on the board, beside other digits. */
+function labelSide(i) {
+  const [left, top, right, bottom] = boxes[i], size = 0.06; // of a label of one character
+  const places = { above: [left, top - size], below: [left, bottom], before: [left - size, top], behind: [right, top] };
+  const isFree = ([x, y]) => x >= 0 && y >= 0 && x + size <= 1 && y + size <= 1 && boxes.every((other, j) =>
+    i === j || x + size < other[0] || x > other[2] || y + size < other[1] || y > other[3]);
+  return Object.keys(places).find((side) => isFree(places[side])) ?? "above";
 }
 
 function show(answer, last, milliseconds) {
@@ -289,7 +346,7 @@ function show(answer, last, milliseconds) {
   const verdict = answer.verdict[0].toUpperCase() + answer.verdict.slice(1);
   element("answer").textContent = digit ?? verdict;
   element("answer").className = (digit ?? verdict).length > 1 ? "words" : "";
-  element("detail").textContent = details(answer, ranked);
+  element("detail").textContent = details(answer, ranked, last?.file ? answer.hint : HINTS[answer.verdict]);
   if (last?.label !== undefined && ranked.length) {
     const note = document.createElement("span"), right = digit === last.label;
     note.className = right ? "right" : "wrong";
@@ -301,7 +358,12 @@ function show(answer, last, milliseconds) {
   element("detail").dataset.milliseconds = milliseconds ?? "";
   // A single digit that was drawn needs no box, nor does a test image: it fills the board.
   showBoxes(several || (last?.picture && !last.example) ? answer.digits : [], last?.picture);
-  for (const note of document.querySelectorAll(".which")) note.textContent = several ? "the first digit" : "";
+  for (const note of document.querySelectorAll(".which")) {
+    note.textContent = several ? `digit ${shown + 1} of ${answer.digits.length}` : "";
+  }
+  const { novelty } = answer;
+  element("novelty").textContent = typeof novelty === "number" ? `Out-of-distribution score: ${novelty.toFixed(2)}` : "";
+  element("novelty").classList.toggle("wrong", novelty > 1);
 
   for (const bar of element("bars").children) {
     const probability = answer.probabilities?.[bar.dataset.name] ?? 0;
@@ -315,10 +377,9 @@ function show(answer, last, milliseconds) {
 
   const seen = element("seen");
   seen.setAttribute("aria-label", answer.pixels ? "The picture in 28 by 28 pixels" : "Nothing: there is not one digit");
-  drawTiles(seen, { width: 28, height: 28, channels: 1 }, answer.pixels && bytes(answer.pixels), GREYS);
+  drawTiles(seen, { width: 28, height: 28, channels: 1 }, answer.pixels, GREYS);
   for (const [index, block] of model.blocks.entries()) {
-    const values = answer.maps && bytes(answer.maps[index].values);
-    drawTiles(element("maps").children[index].querySelector("canvas"), block, values, COLOURS);
+    drawTiles(element("maps").children[index].querySelector("canvas"), block, answer.maps?.[index].values, COLOURS);
   }
 }
 
@@ -357,11 +418,16 @@ function build(html) {
 
 async function start() {
   repaint();
-  try {
-    model = await (await fetch("model")).json();
-  } catch {
-    return complain("The server does not answer. Is it still running?");
+  while (!model) {
+    try {
+      model = await answers.describe();
+    } catch (problem) {
+      complain(problem.message);
+      await wait(problem.again);
+    }
   }
+  complain("");
+  element("note").textContent = model.note ?? "";
   element("model").textContent = `${model.name} · ${model.accuracy}`;
   for (const name of model.class_names) {
     const bar = build(`<li><span class="name"></span><div class="meter" role="meter" aria-valuemin="0"
@@ -379,8 +445,8 @@ async function start() {
   }
   drawTiles(element("seen"), { width: 28, height: 28, channels: 1 }, null, GREYS);
   for (const { file, label, hard } of model.examples) {
-    const button = build(`<button type="button" aria-pressed="false"><img src="${file}" width="28" height="28"></button>`);
-    button.firstChild.alt = `A ${label}`;
+    const button = build('<button type="button" aria-pressed="false"><img width="28" height="28"></button>');
+    Object.assign(button.firstChild, { src: file, alt: `A ${label}` });
     button.dataset.file = file;
     button.classList.toggle("hard", hard);
     button.addEventListener("click", async () => open(await (await fetch(file)).blob(), { file, label }));

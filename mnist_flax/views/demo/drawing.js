@@ -42,7 +42,10 @@ function bounds({ width, values }, threshold) {
   values.forEach((value, i) => {
     if (!(value > threshold)) return;
     const x = i % width, y = Math.floor(i / width);
-    [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
+    left = Math.min(left, x);
+    top = Math.min(top, y);
+    right = Math.max(right, x + 1);
+    bottom = Math.max(bottom, y + 1);
   });
   return right ? { left, top, right, bottom } : null;
 }
@@ -112,7 +115,7 @@ function centredByMass(ink) {
   return asBytes(cut(ink, -left, -top, SIDE, SIDE));
 }
 
-const asBytes = ({ values }) => Uint8Array.from(values, (value) => rint(255 * clip(value, 0, 1)));
+const asBytes = ({ values }) => new Uint8Array(values.map((value) => rint(255 * clip(value, 0, 1))));
 
 /** Ink in 0..1, cropped to its bounding box, as 28×28 bytes as MNIST would draw it. A thin pen is made as wide as its. */
 function draw(ink) {
@@ -157,10 +160,10 @@ function border({ width, height, values }) {
 /** Ink in 0..1: what is darker or lighter than the border, whichever differs more. Null if there is none. */
 function inkOf(grey) {
   const paper = median(border(grey));
-  let contrast = map(grey, (x) => x - paper);
-  const sorted = contrast.values.slice().sort();
-  if (Math.abs(sorted[0]) > sorted.at(-1)) contrast = map(contrast, (x) => -x);
-  contrast = map(contrast, (x) => Math.max(x, 0));
+  const difference = map(grey, (x) => x - paper);
+  const [darkest, lightest] = [Math.min, Math.max].map((extreme) => difference.values.reduce((a, b) => extreme(a, b)));
+  const sign = -darkest > lightest ? -1 : 1;
+  const contrast = map(difference, (x) => Math.max(sign * x, 0));
   const { width, values } = contrast, size = values.length;
   const strongest = median(values.slice().sort().subarray(-Math.max(12, Math.floor(size / 500))));
   // Noise has a strongest contrast too, but not one that stands out from the rest.

@@ -88,12 +88,14 @@ function areNear({ box: a }, { box: b }) {
   return across < (halves ? 0.5 : 0.08) * tall && down < NEAR * tall;
 }
 
-/** Items in groups: any two that are related are in one. */
+/** Items in groups, in their order: any two that are related are in one. */
 function clusters(items, areRelated) {
-  return items.reduce((found, item) => {
+  const found = items.reduce((before, item) => {
     const isJoined = (cluster) => cluster.some((other) => areRelated(item, other));
-    return [...found.filter((cluster) => !isJoined(cluster)), [item, ...found.filter(isJoined).flat()]];
+    return [...before.filter((cluster) => !isJoined(cluster)), [...before.filter(isJoined).flat(), item]];
   }, []);
+  const place = (item) => items.indexOf(item);
+  return found.map((cluster) => cluster.sort((a, b) => place(a) - place(b))).sort(([a], [b]) => place(a) - place(b));
 }
 
 /** The ways in which a cluster's parts may be digits: each alone, all as one, or two groups. */
@@ -305,7 +307,7 @@ function read(grey) {
 /** Bytes for numbers from 0; 255 is the largest. */
 function quantised(values) {
   const most = values.reduce((a, b) => Math.max(a, b), 1e-6);
-  return Uint8Array.from(values, (value) => Math.round((value * 255) / most));
+  return new Uint8Array(values.map((value) => Math.round((value * 255) / most)));
 }
 
 /** The answer about a canvas's pixels, as the server has it: `look` in mnist_flax/views/page.py. */
@@ -320,7 +322,7 @@ function look(image, shown) {
     digits: digits.map(({ digit, top, line, group }) => ({ digit, probability: top, line, box: share(group.box) })),
     probabilities: seen && Object.fromEntries(mnistFlax.classNames.map((name, i) => [name, seen.probabilities[i]])),
     novelty: seen?.novelty,
-    hint: digits.length ? "" : "this page reads ink on plain paper; for photographs see below",
+    hint: digits.length ? "" : "this page reads ink on plain paper; what to do about photographs stands below the examples",
     pixels: seen?.pixels ?? null,
     maps: maps?.map((block) => ({ ...block, values: quantised(block.values) })) ?? null,
   };
@@ -328,18 +330,27 @@ function look(image, shown) {
 
 const WORKING_SIDE = 448; // larger images are reduced to this
 
+/** The pixels of a picture on paper, at a size to work at. */
+function pixelsOf({ picture, paper }) {
+  const shrink = Math.min(1, WORKING_SIDE / longer(picture));
+  const sides = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * shrink)));
+  const context = new OffscreenCanvas(...sides).getContext("2d");
+  context.fillStyle = paper ?? "#000";
+  context.fillRect(0, 0, ...sides);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(picture, 0, 0, ...sides);
+  return context.getImageData(0, 0, ...sides);
+}
+
 globalThis.answers = {
   look,
-  describe: async () => JSON.parse(document.getElementById("about").textContent),
-  async ask({ picture, paper }, shown) {
-    if (!picture) throw new Error("This browser cannot show such a file, and so the page cannot read it.");
-    const shrink = Math.min(1, WORKING_SIDE / longer(picture));
-    const canvas = new OffscreenCanvas(...[picture.width, picture.height].map((side) => Math.max(1, Math.round(side * shrink))));
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.fillStyle = paper ?? "#000000";
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.imageSmoothingQuality = "high";
-    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    return look(context.getImageData(0, 0, canvas.width, canvas.height), shown);
+  describe: async () => ({
+    ...JSON.parse(document.getElementById("about").textContent),
+    note: "This page works by itself: nothing that you draw or open leaves your device. It reads ink on plain paper. " +
+      "For photographs install mnist_flax, and run: mnist-flax demo",
+  }),
+  async ask(image, shown) {
+    if (!image.picture) throw new Error("This browser cannot show such a file, so that the page cannot read it.");
+    return look(pixelsOf(image), shown);
   },
 };

@@ -1,0 +1,219 @@
+"""The page in a file answers as Python does, asks nobody, and holds whatever a network's classes are called."""
+
+import io
+import itertools
+import json
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from browsing import boxes, draw_a_one, says, shown
+from PIL import Image
+from scipy import ndimage
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+import mnist_flax
+from benchmarks.drawn.layouts import curve, drawn, put
+from benchmarks.drawn.strokes import strokes
+from mnist_flax import data, export
+from mnist_flax.errors import UserError
+from mnist_flax.files import SIGN
+from mnist_flax.reading import answers, image, proposals
+from mnist_flax.reading.reader import read
+from mnist_flax.views import page, page_file
+
+EXAMPLES = [np.asarray(Image.open(path).convert("L")) for path in sorted((page.PAGE / "examples").glob("*.png"))]
+SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return mnist_flax.load()
+
+
+@pytest.fixture(scope="module")
+def text(network):
+    return page_file.source(network, "the shipped weights")
+
+
+def evaluate(text, expression, pixels=b""):
+    """The value of a JavaScript expression of `pixels`, once a page's network and reader have been loaded by Node.js."""
+    if not shutil.which("node"):
+        pytest.skip("needs node")
+    contents = {re.search('id="(.*?)"', kind)[1]: script for kind, script in SCRIPT.findall(text) if "json" in kind}
+    scripts = [script for kind, script in SCRIPT.findall(text) if "module" in kind][:-1]  # the last one draws
+    program = f"""
+        const contents = {json.dumps(contents)};
+        globalThis.document = {{ getElementById: (id) => ({{ textContent: contents[id] }}) }};
+        {"".join(f"(() => {{{script}}})();" for script in scripts)}
+        const pixels = Uint8Array.from({list(pixels)});
+        console.log(JSON.stringify({expression}));"""
+    done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_its_network_is_that_of_python(text, network):
+    images = np.concatenate([data.load("digits", None, 0).test.images[:15], EXAMPLES, np.zeros((1, 28, 28), np.uint8)])
+    found = evaluate(text, "mnistFlax.predict(pixels)", images.tobytes())
+    # Eight at a time, for which a program is compiled anyway.
+    probabilities, novelty = map(np.concatenate, zip(*map(network.judge, np.split(images, 4)), strict=True))
+    assert [network.class_names.index(answer["digit"]) for answer in found] == probabilities.argmax(-1).tolist()
+    np.testing.assert_allclose([answer["probabilities"] for answer in found], probabilities, atol=1e-3)
+    np.testing.assert_allclose([answer["novelty"] for answer in found], novelty, atol=1e-2)
+
+
+def drawings():
+    """Boards: one digit, digits in lines, two that may touch, and scribbles; strokes as in MNIST, or of one pen."""
+    rng = np.random.RandomState(0)
+    for number in range(24):
+        board, width = np.zeros((140, 140), np.float32), rng.uniform(0.06, 0.2) if number % 3 else None
+        digits = iter(rng.permutation(len(EXAMPLES)))
+        match number % 4:
+            case 0 | 1:
+                places = [(rng.uniform(60, 80, 2), rng.uniform(40, 120))]
+            case 2:
+                places = [((y, x), rng.uniform(30, 40)) for y in (38, 100) for x in (30, 75, 115)]
+            case 3:
+                places = [((70, 45), 60), ((70, 45 + rng.uniform(30, 50)), 60)]
+        for middle, size in places:
+            put(board, strokes(EXAMPLES[next(digits)], size, width), middle)
+        yield board
+    for _ in range(4):
+        lines = [curve(rng.uniform(10, 130, (6, 2))) for _ in range(2)]
+        yield drawn((140, 140), lines, rng.uniform(4, 14))
+
+
+def test_it_reads_drawings_as_python_reads_their_likeliest_tone(text, network, monkeypatch):
+    tones = proposals.all_tones
+    monkeypatch.setattr(proposals, "all_tones", lambda picture: itertools.islice(tones(picture), 1))
+    ground = np.array([16, 21, 30])
+    boards = [np.rint(ground + board[..., None] * (255 - ground)).astype(np.uint8) for board in drawings()]
+    boards.append(255 - boards[0])  # dark on light
+    boards.append(np.repeat(EXAMPLES[0][..., None], 3, -1))  # 28×28
+    files = [io.BytesIO() for _ in boards]
+    pages = []
+    for board, file in zip(boards, files, strict=True):
+        Image.fromarray(board).save(file, "PNG")
+        pages.append(read(network, image.decode(file.getvalue())))
+    rgba = [np.dstack([board, np.full(board.shape[:2], 255, np.uint8)]) for board in boards]
+    expression = f"""{[board.shape[0] for board in boards]}.reduce(({{ found, from }}, side) => {{
+        const to = from + 4 * side ** 2, picture = {{ width: side, height: side, data: pixels.subarray(from, to) }};
+        const first = answers.look(picture, 0);
+        const seen = [first, ...first.digits.slice(1).map((_, i) => answers.look(picture, i + 1))];
+        return {{ found: [...found, {{ ...first, seen: seen.map(({{ pixels }}) => Array.from(pixels)) }}], from: to }};
+    }}, {{ found: [], from: 0 }}).found"""
+    found = evaluate(text, expression, b"".join(board.tobytes() for board in rgba))
+    verdicts = set()
+    for answer, expected, board in zip(found, pages, boards, strict=True):
+        verdicts.add(answer["verdict"])
+        described = answers.describe(network, expected)
+        for key in ("verdict", "digit"):
+            assert answer[key] == described[key]
+        assert [(d["digit"], d["line"]) for d in answer["digits"]] == [
+            (d["digit"], d["line"]) for d in described["digits"]
+        ]
+        for digit, other in zip(answer["digits"], expected.digits, strict=True):
+            np.testing.assert_allclose(np.array(digit["box"]) * len(board), other.box, atol=1e-6)
+        pixels = np.reshape(answer["seen"], (-1, 28, 28))
+        np.testing.assert_allclose(pixels, np.stack(answers.inputs(expected)), atol=2)
+    assert verdicts == {"digit", "several digits", "not like a digit"}
+
+
+def test_without_ink(text):
+    look = "answers.look({ width: 28, height: 28, data: pixels }, 0).probabilities"
+    assert set(evaluate(text, look, np.repeat(EXAMPLES[0], 4).tobytes())) == {*NAMES}
+
+
+def test_a_network_of_three_classes_without_a_score(network, unseen):
+    few = mnist_flax.Classifier(network.variables, {**network.card, "class_names": ["a", "b", "c"]})
+    found = evaluate(page_file.source(few, "few"), "mnistFlax.predict(pixels)", np.stack(EXAMPLES[:8]).tobytes())
+    of_three = network.judge(EXAMPLES[:8])[0][:, :3]
+    expected = of_three / of_three.sum(-1, keepdims=True)
+    np.testing.assert_allclose([answer["probabilities"] for answer in found], expected, atol=1e-3)
+    assert {answer["novelty"] for answer in found} == {None}
+
+
+def test_what_is_not_ours_is_left_alone(network, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page_file, "source", lambda network, name: text)
+    path = tmp_path / "digits.html"
+    export.main(["--format", "html", "--output", str(path)])
+    assert capsys.readouterr().out == (
+        f"{path}: {len(text.encode()):,} bytes, a page that needs no server: open it in a browser\n"
+    )
+    page_file.export(network, path, "again")  # over its own
+    path.write_text("mine")
+    with pytest.raises(UserError, match=r"digits\.html is there already, and mnist_flax did not write it"):
+        page_file.export(network, path, "x")
+    assert path.read_text() == "mine"
+    with pytest.raises(UserError, match=r"digits\.txt must end in \.html, or browsers do not show it as a page"):
+        page_file.export(network, path.with_suffix(".txt"), "x")
+    with pytest.raises(UserError, match=r"--probabilities is for stablehlo and onnx: a html file always shows them"):
+        export.parse(["--format", "html", "--output", str(path), "--probabilities"])
+    assert [found.name for found in tmp_path.iterdir()] == ["digits.html"]
+
+
+def test_weights_that_are_no_numbers(network):
+    broken = jax.tree.map(np.array, network.variables)
+    broken["params"]["block3"]["conv"]["kernel"][0, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="cannot be written as a page: some of its weights are NaN or infinite"):
+        page_file.source(mnist_flax.Classifier(broken, network.card), "x")
+
+
+@pytest.fixture(params=["chromium", "firefox"])
+def opened(request, text, tmp_path):
+    """The page in a browser, opened from disk."""
+    path = tmp_path / "digits.html"
+    path.write_text(text)
+    if request.param == "firefox":
+        program = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
+        driver = shutil.which("geckodriver")
+        if not program or not driver:
+            pytest.skip("needs Firefox and geckodriver")
+        options = webdriver.FirefoxOptions()
+        options.binary_location = program
+        options.add_argument("-headless")
+        browser = webdriver.Firefox(options, webdriver.FirefoxService(driver))
+        request.addfinalizer(browser.quit)
+    else:
+        browser = request.getfixturevalue("chromium")
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 20).until(lambda browser: browser.find_elements(By.CSS_SELECTOR, "#examples img"))
+    return browser
+
+
+def test_from_disk_it_reads_what_is_drawn_and_opened(opened, tmp_path):
+    blocks = shown(opened, "#maps canvas")
+    draw_a_one(opened)
+    says(opened, "1")
+    assert len(blocks) == 8
+    assert all(before != after for before, after in zip(blocks, shown(opened, "#maps canvas"), strict=True))
+    assert opened.find_element(By.ID, "novelty").text.startswith("Out-of-distribution score: 0.")
+    for example in opened.find_elements(By.CSS_SELECTOR, "#examples button"):
+        example.click()
+        label = example.find_element(By.TAG_NAME, "img").get_attribute("alt").removeprefix("A ")
+        detail = opened.find_element(By.ID, "detail")
+        WebDriverWait(opened, 20).until(
+            lambda _, detail=detail, label=label: f"label: {label}" in detail.text or f"label is {label}" in detail.text
+        )
+        assert ("Wrong" in detail.text) == ("hard" in example.get_attribute("class").split())
+    sheet = Image.new("L", (900, 500), 255)  # dark ink on white paper, larger than the page works with
+    for i, digit in enumerate(EXAMPLES[1:4]):
+        sheet.paste(Image.fromarray(255 - digit).resize((224, 224)), (60 + 280 * i, 120))
+    sheet.save(tmp_path / "sheet.png")
+    opened.find_element(By.ID, "file").send_keys(str(tmp_path / "sheet.png"))
+    says(opened, "1 2 3")
+    assert [label for label, *_ in boxes(opened)] == ["1", "2", "3"]
+    (tmp_path / "photo.tiff").write_bytes(b"II*\0")
+    opened.find_element(By.ID, "file").send_keys(str(tmp_path / "photo.tiff"))
+    says(opened, "Unreadable")
+    assert opened.find_element(By.ID, "problem").text.startswith("This browser cannot show such a file")
+    assert "For photographs install mnist_flax" in opened.find_element(By.ID, "note").text
+    pixels = "mnistFlax.predict(new Uint8Array(2 * 784)).length"
+    assert opened.execute_script(f"return {pixels}") == 2
+    loaded = opened.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
