@@ -16,7 +16,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         "export",
         "Write a trained network to a file for other programs, and check it. StableHLO and ONNX take uint8 images "
-        "(n, 28, 28) and return logits (n, 10), or probabilities. C is for chips without floating point, HTML a page to draw on that needs no server.",
+        "(n, 28, 28) and return logits (n, 10), or probabilities. C is for chips without floating point. HTML is a "
+        "page to draw on that needs no server.",
         "runs/mnist_training --format onnx --output mnist.onnx",
     )
     parser.add_checkpoint()

@@ -34,7 +34,8 @@ def create_app(
     """The page and its server as an ASGI application, compiled and warm.
 
     `GET /` is the page, `GET /model` describes the network, and `POST /predict` answers an image file with the result
-    of `look`, `/predict?shown=2` with the third of several digits shown. An error is answered with a sentence, as `{"error": ...}`.
+    of `look`; `/predict?shown=2` shows the third of several digits. An error is answered with a sentence, as
+    `{"error": ...}`.
 
     Args:
         network: the network that is asked.

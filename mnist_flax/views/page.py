@@ -21,8 +21,9 @@ def look(network: Classifier, data: bytes, shown: int = 0) -> dict[str, Any]:
     """All that the page shows of one image file: the answer, the network's input and the outputs of its blocks.
 
     Keys: those of `answers.describe`, but boxes are shares of the picture's width and height; `hint`, what would help
-    if no digit is named; `pixels`, 28×28 bytes, `maps`, a list of blocks, and `novelty`, None if there is no ink (or the network
-    has no reference for the last). If there are several digits, they and `probabilities` are those of one.
+    if no digit is named; `pixels`, 28×28 bytes, `maps`, a list of blocks, and `novelty`, the out-of-distribution score:
+    None if there is no ink, the score also if the network has no reference for it. If there are several digits, these
+    and `probabilities` are of one.
 
     Args:
         network: what is asked.

@@ -96,7 +96,7 @@ def weights(network: Classifier) -> dict[str, Any]:
 
 
 def _in_24_bits(floats: Float32[np.ndarray, " n"]) -> bytes:
-    """The upper three bytes of each number, which are as good here (2^-17 of it) and make the page a seventh smaller."""
+    """The upper three bytes of each number, rounded: to 2^-17 of it. They make the page a seventh smaller."""
     rounded = (floats.view(np.uint32) + np.uint32(0x80)).astype(">u4")
     return rounded.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 

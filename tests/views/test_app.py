@@ -139,8 +139,8 @@ def test_several_digits_are_found_in_the_picture(port):
 
 def test_one_of_several_digits_is_shown(port):
     body = page_of("3-32.png", "7-34.png", "2-72.png")
-    for shown, digit in (("1", "7"), ("2", "2"), ("3", "3"), ("9" * 5000, "3")):
-        answer = json.loads(ask(port, path=f"/predict?shown={shown}", body=body)[2])
+    for number, digit in (("1", "7"), ("2", "2"), ("3", "3"), ("9" * 5000, "3")):
+        answer = json.loads(ask(port, path=f"/predict?shown={number}", body=body)[2])
         assert max(answer["probabilities"], key=answer["probabilities"].get) == digit
         assert 0 < answer["novelty"] <= 1
     for wrong in ("-1", "x", "²", "1.5"):

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from browsing import boxes, draw_a_one, says, shown
 from PIL import Image
-from scipy import ndimage
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -42,7 +41,7 @@ def text(network):
 
 
 def evaluate(text, expression, pixels=b""):
-    """The value of a JavaScript expression of `pixels`, once a page's network and reader have been loaded by Node.js."""
+    """The value that Node.js gives a JavaScript expression of `pixels`, with a page's network and reader."""
     if not shutil.which("node"):
         pytest.skip("needs node")
     contents = {re.search('id="(.*?)"', kind)[1]: script for kind, script in SCRIPT.findall(text) if "json" in kind}
@@ -125,6 +124,56 @@ def test_it_reads_drawings_as_python_reads_their_likeliest_tone(text, network, m
 
 
 def test_without_ink(text):
+    look = "answers.look({ width: 28, height: 28, data: new Uint8Array(4 * 784).fill(30) }, 0)"
+    answer = evaluate(text, look)
+    assert (answer["verdict"], answer["digits"], answer["pixels"], answer["maps"]) == ("no ink", [], None, None)
+
+
+@pytest.mark.parametrize("wrong", ["new Uint8Array(783)", "[0, 1]", "new Float32Array(784)", "undefined"])
+def test_what_is_no_image_is_refused(text, wrong):
+    attempt = f"(() => {{ try {{ mnistFlax.predict({wrong}); }} catch (error) {{ return error.message; }} }})()"
+    assert evaluate(text, attempt) == "mnistFlax.predict takes a Uint8Array of 784 bytes for each image"
+    assert evaluate(text, "mnistFlax.predict(new Uint8Array(0))") == []
+
+
+def test_it_is_one_small_file_that_asks_nobody(text):
+    assert len(text.encode()) <= 150_000
+    assert SIGN in text
+    assert not re.search(r"https?:|//\w+\.\w", re.sub('"floats": ".*?"|base64,[^"]*', "", text))
+    assert set(re.findall(r'(?:src|href)="(.{5})', text)) == {"data:"}
+    assert "default-src 'none'" in text
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """Networks that are not asked about examples, for which each would have to be compiled."""
+    monkeypatch.setattr(page, "model", lambda network, name: {"name": name, "class_names": network.class_names, **NONE})
+
+
+NONE = {"examples": []}
+NAMES = (
+    "</script><script>alert(1)</script>",
+    "<!--",
+    "__proto__",
+    "constructor",
+    '"',
+    "'",
+    "10",
+    "2",
+    "é\u2028",
+    "\ud800",
+)
+
+
+def test_classes_of_any_name(network, unseen):
+    named = mnist_flax.Classifier(network.variables, {**network.card, "class_names": [*NAMES]}, network.reference)
+    text = page_file.source(named, "runs/<b>")
+    assert len(SCRIPT.findall(text)) == 6  # two of data, four of programs
+    text.encode()
+    found = evaluate(text, "mnistFlax.predict(pixels)", np.stack(EXAMPLES[:8]).tobytes())
+    labels = network.judge(EXAMPLES[:8])[0].argmax(-1)
+    assert [answer["digit"] for answer in found] == [NAMES[label] for label in labels]
+    assert evaluate(text, "mnistFlax.classNames") == [*NAMES]
     look = "answers.look({ width: 28, height: 28, data: pixels }, 0).probabilities"
     assert set(evaluate(text, look, np.repeat(EXAMPLES[0], 4).tobytes())) == {*NAMES}
 
@@ -164,23 +213,25 @@ def test_weights_that_are_no_numbers(network):
         page_file.source(mnist_flax.Classifier(broken, network.card), "x")
 
 
+@pytest.fixture
+def firefox():
+    """A browser without a window; tests that need it skip where there is none."""
+    program = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
+    driver = shutil.which("geckodriver")
+    if not program or not driver:
+        pytest.skip("needs Firefox and geckodriver")
+    options = webdriver.FirefoxOptions()
+    options.binary_location = program
+    options.add_argument("-headless")
+    with webdriver.Firefox(options, webdriver.FirefoxService(driver)) as browser:
+        yield browser
+
+
 @pytest.fixture(params=["chromium", "firefox"])
 def opened(request, text, tmp_path):
     """The page in a browser, opened from disk."""
-    path = tmp_path / "digits.html"
+    browser, path = request.getfixturevalue(request.param), tmp_path / "digits.html"
     path.write_text(text)
-    if request.param == "firefox":
-        program = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
-        driver = shutil.which("geckodriver")
-        if not program or not driver:
-            pytest.skip("needs Firefox and geckodriver")
-        options = webdriver.FirefoxOptions()
-        options.binary_location = program
-        options.add_argument("-headless")
-        browser = webdriver.Firefox(options, webdriver.FirefoxService(driver))
-        request.addfinalizer(browser.quit)
-    else:
-        browser = request.getfixturevalue("chromium")
     browser.get(path.as_uri())
     WebDriverWait(browser, 20).until(lambda browser: browser.find_elements(By.CSS_SELECTOR, "#examples img"))
     return browser
@@ -193,13 +244,11 @@ def test_from_disk_it_reads_what_is_drawn_and_opened(opened, tmp_path):
     assert len(blocks) == 8
     assert all(before != after for before, after in zip(blocks, shown(opened, "#maps canvas"), strict=True))
     assert opened.find_element(By.ID, "novelty").text.startswith("Out-of-distribution score: 0.")
+    detail = opened.find_element(By.ID, "detail")
     for example in opened.find_elements(By.CSS_SELECTOR, "#examples button"):
         example.click()
         label = example.find_element(By.TAG_NAME, "img").get_attribute("alt").removeprefix("A ")
-        detail = opened.find_element(By.ID, "detail")
-        WebDriverWait(opened, 20).until(
-            lambda _, detail=detail, label=label: f"label: {label}" in detail.text or f"label is {label}" in detail.text
-        )
+        WebDriverWait(opened, 20).until(lambda _, label=label: re.search(rf"label(:| is) {label}", detail.text))
         assert ("Wrong" in detail.text) == ("hard" in example.get_attribute("class").split())
     sheet = Image.new("L", (900, 500), 255)  # dark ink on white paper, larger than the page works with
     for i, digit in enumerate(EXAMPLES[1:4]):

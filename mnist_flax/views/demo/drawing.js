@@ -164,11 +164,9 @@ function inkOf(grey) {
   const [darkest, lightest] = [Math.min, Math.max].map((extreme) => difference.values.reduce((a, b) => extreme(a, b)));
   const sign = -darkest > lightest ? -1 : 1;
   const contrast = map(difference, (x) => Math.max(sign * x, 0));
-  const { width, values } = contrast, size = values.length;
-  const strongest = median(values.slice().sort().subarray(-Math.max(12, Math.floor(size / 500))));
-  // Noise has a strongest contrast too, but not one that stands out from the rest.
-  const noise = size > 4096 ? median(values.filter((_, i) => (i % width) % 4 === 0 && Math.floor(i / width) % 4 === 0)) : 0;
-  if (strongest < MIN_CONTRAST || strongest <= 5 * noise) return null;
+  const { values } = contrast, most = Math.max(12, Math.floor(values.length / 500));
+  const strongest = median(values.slice().sort().subarray(-most));
+  if (strongest < MIN_CONTRAST) return null;
   return map(contrast, (x) => clip((x / strongest - 0.2) / 0.6, 0, 1));
 }
 
