@@ -1,11 +1,7 @@
 """The page in a file answers as Python does, asks nobody, and holds whatever a network's classes are called."""
 
-import io
-import itertools
-import json
 import re
 import shutil
-import subprocess
 
 import jax
 import numpy as np
@@ -17,17 +13,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 import mnist_flax
-from benchmarks.drawn.layouts import curve, drawn, put
-from benchmarks.drawn.strokes import strokes
+from benchmarks import page as bench
+from benchmarks.page import SCRIPT, evaluate
 from mnist_flax import data, export
 from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN
-from mnist_flax.reading import answers, image, proposals
-from mnist_flax.reading.reader import read
+from mnist_flax.reading import answers
 from mnist_flax.views import page, page_file
 
 EXAMPLES = [np.asarray(Image.open(path).convert("L")) for path in sorted((page.PAGE / "examples").glob("*.png"))]
-SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +29,22 @@ def network():
     return mnist_flax.load()
 
 
+@pytest.fixture
+def node():
+    """For tests that run JavaScript, which skip where there is no Node.js."""
+    if not shutil.which("node"):
+        pytest.skip("needs Node.js: apt-get install nodejs")
+
+
+needs_node = pytest.mark.usefixtures("node")
+
+
 @pytest.fixture(scope="module")
 def text(network):
     return page_file.source(network, "the shipped weights")
 
 
-def evaluate(text, expression, pixels=b""):
-    """The value that Node.js gives a JavaScript expression of `pixels`, with a page's network and reader."""
-    if not shutil.which("node"):
-        pytest.skip("needs node")
-    contents = {re.search('id="(.*?)"', kind)[1]: script for kind, script in SCRIPT.findall(text) if "json" in kind}
-    scripts = [script for kind, script in SCRIPT.findall(text) if "module" in kind][:-1]  # the last one draws
-    program = f"""
-        const contents = {json.dumps(contents)};
-        globalThis.document = {{ getElementById: (id) => ({{ textContent: contents[id] }}) }};
-        {"".join(f"(() => {{{script}}})();" for script in scripts)}
-        const pixels = Uint8Array.from({list(pixels)});
-        console.log(JSON.stringify({expression}));"""
-    done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
+@needs_node
 def test_its_network_is_that_of_python(text, network):
     images = np.concatenate([data.load("digits", None, 0).test.images[:15], EXAMPLES, np.zeros((1, 28, 28), np.uint8)])
     found = evaluate(text, "mnistFlax.predict(pixels)", images.tobytes())
@@ -66,69 +55,31 @@ def test_its_network_is_that_of_python(text, network):
     np.testing.assert_allclose([answer["novelty"] for answer in found], novelty, atol=1e-2)
 
 
-def drawings():
-    """Boards: one digit, digits in lines, two that may touch, and scribbles; strokes as in MNIST, or of one pen."""
-    rng = np.random.RandomState(0)
-    for number in range(24):
-        board, width = np.zeros((140, 140), np.float32), rng.uniform(0.06, 0.2) if number % 3 else None
-        digits = iter(rng.permutation(len(EXAMPLES)))
-        match number % 4:
-            case 0 | 1:
-                places = [(rng.uniform(60, 80, 2), rng.uniform(40, 120))]
-            case 2:
-                places = [((y, x), rng.uniform(30, 40)) for y in (38, 100) for x in (30, 75, 115)]
-            case 3:
-                places = [((70, 45), 60), ((70, 45 + rng.uniform(30, 50)), 60)]
-        for middle, size in places:
-            put(board, strokes(EXAMPLES[next(digits)], size, width), middle)
-        yield board
-    for _ in range(4):
-        lines = [curve(rng.uniform(10, 130, (6, 2))) for _ in range(2)]
-        yield drawn((140, 140), lines, rng.uniform(4, 14))
-
-
-def test_it_reads_drawings_as_python_reads_their_likeliest_tone(text, network, monkeypatch):
-    tones = proposals.all_tones
-    monkeypatch.setattr(proposals, "all_tones", lambda picture: itertools.islice(tones(picture), 1))
-    ground = np.array([16, 21, 30])
-    boards = [np.rint(ground + board[..., None] * (255 - ground)).astype(np.uint8) for board in drawings()]
+@needs_node
+def test_it_reads_drawings_as_python_reads_plain_ink(text, network):
+    boards = [*bench.boards(EXAMPLES, 14)]
     boards.append(255 - boards[0])  # dark on light
-    boards.append(np.repeat(EXAMPLES[0][..., None], 3, -1))  # 28×28
-    files = [io.BytesIO() for _ in boards]
-    pages = []
-    for board, file in zip(boards, files, strict=True):
-        Image.fromarray(board).save(file, "PNG")
-        pages.append(read(network, image.decode(file.getvalue())))
-    rgba = [np.dstack([board, np.full(board.shape[:2], 255, np.uint8)]) for board in boards]
-    expression = f"""{[board.shape[0] for board in boards]}.reduce(({{ found, from }}, side) => {{
-        const to = from + 4 * side ** 2, picture = {{ width: side, height: side, data: pixels.subarray(from, to) }};
-        const first = answers.look(picture, 0);
-        const seen = [first, ...first.digits.slice(1).map((_, i) => answers.look(picture, i + 1))];
-        return {{ found: [...found, {{ ...first, seen: seen.map(({{ pixels }}) => Array.from(pixels)) }}], from: to }};
-    }}, {{ found: [], from: 0 }}).found"""
-    found = evaluate(text, expression, b"".join(board.tobytes() for board in rgba))
     verdicts = set()
-    for answer, expected, board in zip(found, pages, boards, strict=True):
-        verdicts.add(answer["verdict"])
-        described = answers.describe(network, expected)
-        for key in ("verdict", "digit"):
-            assert answer[key] == described[key]
-        assert [(d["digit"], d["line"]) for d in answer["digits"]] == [
-            (d["digit"], d["line"]) for d in described["digits"]
-        ]
-        for digit, other in zip(answer["digits"], expected.digits, strict=True):
-            np.testing.assert_allclose(np.array(digit["box"]) * len(board), other.box, atol=1e-6)
+    for answer, board in zip(bench.by_page(text, boards), boards, strict=True):
+        page = bench.by_python(network, board)
+        expected = answers.describe(network, page)
+        assert bench.digits(answer) == bench.digits(expected)
+        for digit, other in zip(answer["digits"], expected["digits"], strict=True):
+            np.testing.assert_allclose(np.array(digit["box"]) * len(board), other["box"], atol=1e-6)
         pixels = np.reshape(answer["seen"], (-1, 28, 28))
-        np.testing.assert_allclose(pixels, np.stack(answers.inputs(expected)), atol=2)
+        np.testing.assert_allclose(pixels, np.stack(answers.inputs(page)), atol=2)
+        verdicts.add(answer["verdict"])
     assert verdicts == {"digit", "several digits", "not like a digit"}
 
 
+@needs_node
 def test_without_ink(text):
     look = "answers.look({ width: 28, height: 28, data: new Uint8Array(4 * 784).fill(30) }, 0)"
     answer = evaluate(text, look)
     assert (answer["verdict"], answer["digits"], answer["pixels"], answer["maps"]) == ("no ink", [], None, None)
 
 
+@needs_node
 @pytest.mark.parametrize("wrong", ["new Uint8Array(783)", "[0, 1]", "new Float32Array(784)", "undefined"])
 def test_what_is_no_image_is_refused(text, wrong):
     attempt = f"(() => {{ try {{ mnistFlax.predict({wrong}); }} catch (error) {{ return error.message; }} }})()"
@@ -165,6 +116,7 @@ NAMES = (
 )
 
 
+@needs_node
 def test_classes_of_any_name(network, unseen):
     named = mnist_flax.Classifier(network.variables, {**network.card, "class_names": [*NAMES]}, network.reference)
     text = page_file.source(named, "runs/<b>")
@@ -178,6 +130,7 @@ def test_classes_of_any_name(network, unseen):
     assert set(evaluate(text, look, np.repeat(EXAMPLES[0], 4).tobytes())) == {*NAMES}
 
 
+@needs_node
 def test_a_network_of_three_classes_without_a_score(network, unseen):
     few = mnist_flax.Classifier(network.variables, {**network.card, "class_names": ["a", "b", "c"]})
     found = evaluate(page_file.source(few, "few"), "mnistFlax.predict(pixels)", np.stack(EXAMPLES[:8]).tobytes())

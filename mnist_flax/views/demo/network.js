@@ -126,7 +126,8 @@ function judge(outputs) {
 }
 
 function predict(pixels) {
-  if (!(pixels instanceof Uint8Array) || pixels.length % PIXELS) {
+  // Not `instanceof`: a page that has this one in a frame has a Uint8Array of its own.
+  if (Object.prototype.toString.call(pixels) !== "[object Uint8Array]" || pixels.length % PIXELS) {
     throw new TypeError(`mnistFlax.predict takes a Uint8Array of ${PIXELS} bytes for each image`);
   }
   return Array.from({ length: pixels.length / PIXELS }, (_, i) =>
