@@ -401,17 +401,17 @@ def browser(url, chromium):
     assert all(name.startswith(f"{url}/") for name in loaded)
 
 
-def send_as(browser, event, file):
+def send_as(browser, event, file, kind="image/png"):
     """Drops or pastes a file."""
     script = """
-        const [event, data] = arguments, bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        const [event, data, type] = arguments, bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
         const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], "digit.png", { type: "image/png" }));
+        transfer.items.add(new File([bytes], "digit", { type }));
         const options = { bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer };
         const target = document.getElementById("board");
         target.dispatchEvent(event === "drop" ? new DragEvent(event, options) : new ClipboardEvent(event, options));
     """
-    browser.execute_script(script, event, base64.b64encode(file.read_bytes()).decode())
+    browser.execute_script(script, event, base64.b64encode(file.read_bytes()).decode(), kind)
 
 
 def test_drawing_is_answered_and_can_be_undone(browser):
@@ -448,6 +448,13 @@ def test_files_are_opened_dropped_and_pasted(browser, tmp_path):
     says(browser, "3")
     send_as(browser, "drop", EXAMPLES / "7-34.png")
     says(browser, "7")
+    send_as(browser, "paste", EXAMPLES / "2-72.png")
+    says(browser, "2")
+    send_as(browser, "drop", THREE, "")  # so a HEIC file comes where the system does not know the format
+    says(browser, "3")
+    send_as(browser, "drop", EXAMPLES / "7-34.png", "text/plain")
+    problem = browser.find_element(By.ID, "problem")
+    WebDriverWait(browser, 20).until(lambda _: problem.text == "That is not an image file.")
     send_as(browser, "paste", EXAMPLES / "2-72.png")
     says(browser, "2")
     # The server reads formats that the browser cannot show.
