@@ -362,7 +362,8 @@ function show(answer, last, milliseconds) {
     note.textContent = several ? `digit ${shown + 1} of ${answer.digits.length}` : "";
   }
   const { novelty } = answer;
-  element("novelty").textContent = typeof novelty === "number" ? `Out-of-distribution score: ${novelty.toFixed(2)}` : "";
+  const score = novelty?.toFixed(2); // none without ink, or if the network has no reference for it
+  element("novelty").textContent = score ? `Out-of-distribution score: ${score}` : "";
   element("novelty").classList.toggle("wrong", novelty > 1);
 
   for (const bar of element("bars").children) {

@@ -51,7 +51,8 @@ function bounds({ width, values }, threshold) {
 }
 
 function transpose({ width, height, values }) {
-  return { width: height, height: width, values: values.map((_, i) => values[(i % height) * width + Math.floor(i / height)]) };
+  const turned = values.map((_, i) => values[(i % height) * width + Math.floor(i / height)]);
+  return { width: height, height: width, values: turned };
 }
 
 /** A function of rows done to the rows, and then to the columns. */
@@ -66,7 +67,8 @@ function resized(image, side) {
     for (let x = 0; x < result.width; x++) {
       const centre = (x + 0.5) * step, first = Math.max(0, Math.trunc(centre - reach + 0.5));
       const covered = Math.min(width, Math.trunc(centre + reach + 0.5)) - first;
-      const weights = Array.from({ length: covered }, (_, i) => Math.max(0, 1 - Math.abs(first + i + 0.5 - centre) / reach));
+      const weights = Array.from({ length: covered }, (_, i) =>
+        Math.max(0, 1 - Math.abs(first + i + 0.5 - centre) / reach));
       const total = weights.reduce((a, b) => a + b);
       for (let y = 0; y < height; y++) {
         result.values[y * result.width + x] =
@@ -97,7 +99,9 @@ function depths({ width, height, values }) {
   return values.map((_, i) => {
     const x = i % width, start = i - x;
     let nearest = Infinity;
-    for (let other = 0; other < width; other++) nearest = Math.min(nearest, (x - other) ** 2 + down[start + other] ** 2);
+    for (let other = 0; other < width; other++) {
+      nearest = Math.min(nearest, (x - other) ** 2 + down[start + other] ** 2);
+    }
     return Math.sqrt(nearest);
   });
 }
@@ -117,7 +121,7 @@ function centredByMass(ink) {
 
 const asBytes = ({ values }) => new Uint8Array(values.map((value) => rint(255 * clip(value, 0, 1))));
 
-/** Ink in 0..1, cropped to its bounding box, as 28×28 bytes as MNIST would draw it. A thin pen is made as wide as its. */
+/** Ink in 0..1, cropped to its bounding box, drawn as MNIST would: 28×28 bytes. A thinner pen is made as wide. */
 function draw(ink) {
   if (longer(ink) > SMALL) ink = resized(ink, SMALL);
   const unit = longer(ink) / 20; // one pixel of the result

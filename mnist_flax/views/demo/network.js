@@ -18,18 +18,18 @@ const floats = Float32Array.from({ length: bytes.length / 3 }, (_, i) => {
 let taken = 0;
 const take = (count) => floats.subarray(taken, (taken += count));
 
-/** Weights of 1×1 as 3×3, which take another padding of 1. */
-const three = (kernel, size) => (size === 3 ? kernel : Float32Array.from({ length: 9 * kernel.length }, (_, i) => (i % 9 === 4 ? kernel[(i - 4) / 9] : 0)));
-
-const blocks = network.blocks.map((block) => {
-  const kernel = three(take(block.channels * block.inputs * block.size ** 2), block.size);
-  return { ...block, padding: block.padding + (block.size === 1), kernel, bias: take(block.channels) };
+const blocks = network.blocks.map(({ size, padding, ...block }) => {
+  const kernel = take(block.channels * block.inputs * size ** 2), bias = take(block.channels);
+  if (size === 3) return { ...block, padding, kernel, bias };
+  const around = new Float32Array(9 * kernel.length); // 1×1 as 3×3, which takes one more pixel at each side
+  kernel.forEach((weight, i) => (around[9 * i + 4] = weight));
+  return { ...block, padding: padding + 1, kernel: around, bias };
 });
 const last = blocks.at(-1).channels;
 const final = { weights: take(classNames.length * last), bias: take(classNames.length) };
 const { features } = network; // the names of the blocks that the score looks at; none without a score
 const length = blocks.reduce((sum, { name, channels }) => sum + features.includes(name) * channels, 0);
-const means = classNames.map(() => take(features.length && length));
+const means = classNames.map(() => take(length));
 const whitening = take((length * (length + 1)) / 2); // a lower triangle, row by row
 
 /** Images are planes, one after the other, of `side` squared numbers. This is a frame of zeros around each. */
@@ -134,4 +134,4 @@ function predict(pixels) {
     judge(activations(pixels.subarray(i * PIXELS, (i + 1) * PIXELS))));
 }
 
-globalThis.mnistFlax = { classNames, predict, activations, judge };
+globalThis.mnistFlax = { classNames, predict, activations };

@@ -32,7 +32,8 @@ function findParts(ink) {
   const labels = map(ink, () => 0), all = [];
   ink.values.forEach((value, start) => {
     if (value <= 0.5 || labels.values[start]) return;
-    const part = { label: all.length + 1, area: 0, strength: 0, box: { left: Infinity, top: Infinity, right: 0, bottom: 0 } };
+    const nowhere = { left: Infinity, top: Infinity, right: 0, bottom: 0 };
+    const part = { label: all.length + 1, area: 0, strength: 0, box: nowhere };
     labels.values[start] = part.label;
     for (const open = [start]; open.length; ) {
       const i = open.pop(), x = i % ink.width, y = Math.floor(i / ink.width);
@@ -75,7 +76,8 @@ function group(found, parts) {
       }
     }
   });
-  return { parts, box, ink: cut(kept, margin, margin, width(box), height(box)), area: sum(parts.map(({ area }) => area)) };
+  const cropped = cut(kept, margin, margin, width(box), height(box));
+  return { parts, box, ink: cropped, area: sum(parts.map(({ area }) => area)) };
 }
 
 /** Whether two parts may be strokes of one digit: they overlap across, or the gap between them is small. */
@@ -149,7 +151,8 @@ function ask(pixels) {
 /** A group, drawn and judged: {group, pixels, digit, probabilities, novelty, thickness, quality, isNamed}. */
 function judge(one, pixels = draw(one.ink)) {
   const { digit, probabilities, novelty: score } = ask(pixels), novelty = score ?? 0, top = Math.max(...probabilities);
-  const thickness = Math.max(...depths({ width: 28, height: 28, values: Float32Array.from(pixels, (x) => x > 127) }));
+  const solid = { width: 28, height: 28, values: Float32Array.from(pixels, (x) => x > 127) };
+  const thickness = Math.max(...depths(solid));
   const quality = thickness > THICK ? 0 : clip((1.3 - novelty) / 0.5, 0, 1) * clip((top - 0.4) / 0.5, 0, 1);
   const isNamed = novelty <= 1 && top >= CLEAR && quality > 0;
   return { group: one, pixels, digit, probabilities, top, novelty, thickness, quality, isNamed };
@@ -166,9 +169,11 @@ const WEIGHTS = { // those of scoring.py
 };
 const PEN = 3, SAME = 0.1, EXTREME = 0.1, MAX_NOVELTY = 3, MAX_THICK = 4, MAX_SOFT = 6;
 
+const areaOf = (digits) => sum(digits.map(({ group }) => group.area));
+
 /** The share of the ink of some digits that looks like digits. */
 const explained = (digits) =>
-  sum(digits.map(({ group, quality }) => group.area * quality)) / Math.max(sum(digits.map(({ group }) => group.area)), 1);
+  sum(digits.map(({ group, quality }) => group.area * quality)) / Math.max(areaOf(digits), 1);
 
 /** How well parts are explained as these digits. One good digit is better than several. */
 function value(way) {
@@ -178,7 +183,7 @@ function value(way) {
 
 /** The log odds that a picture, of these grey levels, shows these digits and nothing else. */
 function score(grey, found, digits) {
-  const boxes = digits.map(({ group }) => group.box), area = sum(digits.map(({ group }) => group.area));
+  const boxes = digits.map(({ group }) => group.box), area = areaOf(digits);
   const sorted = (values) => values.sort((a, b) => a - b);
   const low = (values) => sorted(values)[Math.floor((values.length - 1) * EXTREME)];
   const high = (values) => sorted(values)[Math.ceil((values.length - 1) * (1 - EXTREME))];
@@ -202,7 +207,8 @@ function score(grey, found, digits) {
 
 /** The share of the picture that is hardly lighter or darker than a group's ink. */
 function common(grey, { box, ink }) {
-  const own = median(cut(grey, box.left, box.top, width(box), height(box)).values.filter((_, i) => ink.values[i] > 0.5));
+  const inBox = cut(grey, box.left, box.top, width(box), height(box));
+  const own = median(inBox.values.filter((_, i) => ink.values[i] > 0.5));
   const some = grey.values.filter((_, i) => (i % grey.width) % 2 === 0 && Math.floor(i / grey.width) % 2 === 0);
   return some.filter((value) => Math.abs(value - own) < SAME).length / some.length;
 }
@@ -215,7 +221,8 @@ function borderShare({ labels }, { parts }) {
 /** The number of pixels between ink and paper for each pixel of the ink's outline. */
 function softness({ ink }) {
   const solid = cut(ink, -1, -1, ink.width + 2, ink.height + 2), { values } = solid;
-  const isOutline = (value, i) => value > 0.5 && [1, -1, solid.width, -solid.width].some((step) => values[i + step] <= 0.5);
+  const steps = [1, -1, solid.width, -solid.width];
+  const isOutline = (value, i) => value > 0.5 && steps.some((step) => values[i + step] <= 0.5);
   return values.filter((value) => value > 0.15 && value < 0.85).length / Math.max(values.filter(isOutline).length, 1);
 }
 
@@ -242,8 +249,9 @@ function withoutStrips(digits, image) {
   if (digits.length < 2) return digits;
   const some = (chosen) => (chosen.length ? chosen : digits);
   digits = some(digits.filter(({ group }) => !touchesBorder(group.box, image)));
-  const good = digits.filter(({ quality, group }) => quality > 0.5 && !isThin(group.box)).map(({ group }) => longest(group.box));
-  const isLine = (box) => isThin(box) && longest(box) > (shortest(box) / longest(box) < 0.12 ? 1.12 : 1.3) * median(good);
+  const good = digits.filter(({ quality, group }) => quality > 0.5 && !isThin(group.box));
+  const usual = median(good.map(({ group }) => longest(group.box)));
+  const isLine = (box) => isThin(box) && longest(box) > (shortest(box) / longest(box) < 0.12 ? 1.12 : 1.3) * usual;
   return good.length ? some(digits.filter(({ group }) => !isLine(group.box))) : digits;
 }
 
@@ -296,7 +304,8 @@ function inReadingOrder(digits) {
 function read(grey) {
   const ink = inkOf(grey), reading = ink && bestReading(grey, ink);
   if (!reading) return { verdict: ink ? "not like a digit" : "no ink", digits: [], best: null };
-  const named = reading.digits.filter(({ isNamed }) => isNamed), likeliest = best(reading.digits, ({ quality }) => quality);
+  const named = reading.digits.filter(({ isNamed }) => isNamed);
+  const likeliest = best(reading.digits, ({ quality }) => quality);
   if (!named.length || reading.score < 0) {
     const isDigit = likeliest.novelty <= 1 && likeliest.top < CLEAR;
     return { verdict: isDigit ? "unclear" : "not like a digit", digits: [], best: likeliest };
@@ -322,7 +331,7 @@ function look(image, shown) {
     digits: digits.map(({ digit, top, line, group }) => ({ digit, probability: top, line, box: share(group.box) })),
     probabilities: seen && Object.fromEntries(mnistFlax.classNames.map((name, i) => [name, seen.probabilities[i]])),
     novelty: seen?.novelty,
-    hint: digits.length ? "" : "this page reads ink on plain paper; what to do about photographs stands below the examples",
+    hint: digits.length ? "" : "this page reads ink on plain paper, no photographs",
     pixels: seen?.pixels ?? null,
     maps: maps?.map((block) => ({ ...block, values: quantised(block.values) })) ?? null,
   };
