@@ -493,6 +493,7 @@ def test_several_digits_are_boxed(browser, tmp_path):
     # By its label or its box, each digit can be looked at.
     browser.find_element(By.CSS_SELECTOR, "[aria-label='7: digit 2 of 3']").click()
     assert_shown(browser, "7", 2)
+    assert browser.switch_to.active_element.text == "7"  # the keyboard's place is kept
     board = browser.find_element(By.ID, "board")
     middle = sum(found[2][1:3]) / 2 - 0.5
     ActionChains(browser).move_to_element_with_offset(board, middle * board.size["width"], 0).click().perform()

@@ -290,7 +290,7 @@ function inLines(digits) {
 
 // What helps who draws; about a file the answer itself has a hint.
 const HINTS = { "no ink": "Draw a digit on the board", "not like a digit": "No digit that it knows looks like this" };
-const FEW = 6; // probabilities that can be taken in at a glance
+const FEW = 4; // probabilities that can be taken in at a glance
 
 function details(answer, ranked, hint) {
   const [first, second] = ranked.map(([name, probability]) => `${name} (${percent(probability)})`);
@@ -315,7 +315,8 @@ function showBoxes(digits, picture) {
     (1 - across) / 2 + left * across, (1 - down) / 2 + top * down,
     (1 - across) / 2 + right * across, (1 - down) / 2 + bottom * down,
   ]);
-  element("boxes").replaceChildren(...digits.map(({ digit }, i) => {
+  const frames = element("boxes"), focused = [...frames.children].findIndex((frame) => frame.matches(":focus-within"));
+  frames.replaceChildren(...digits.map(({ digit }, i) => {
     const frame = document.createElement("div"), label = document.createElement("button");
     const [left, top, right, bottom] = boxes[i];
     const edges = { left, top, width: right - left, height: bottom - top };
@@ -329,6 +330,7 @@ function showBoxes(digits, picture) {
     frame.append(label);
     return frame;
   }));
+  frames.children[focused]?.firstChild.focus();
 }
 
 /** Where a box has room for its label on the board, beside other digits. */

@@ -34,7 +34,7 @@ const whitening = take((length * (length + 1)) / 2); // a lower triangle, row by
 
 /** Images are planes, one after the other, of `side` squared numbers. This is a frame of zeros around each. */
 function padded(input, side, channels, padding) {
-  const width = side + 2 * padding, output = new Float32Array(channels * width ** 2);
+  const width = side + 2 * padding, output = new Float64Array(channels * width ** 2);
   for (let row = 0; row < channels * side; row++) {
     const to = Math.floor(row / side) * width ** 2 + ((row % side) + padding) * width + padding;
     output.set(input.subarray(row * side, (row + 1) * side), to);
@@ -44,7 +44,7 @@ function padded(input, side, channels, padding) {
 
 /** ReLU of a convolution by 3×3 weights. */
 function convolve(input, side, { inputs, channels, kernel, bias }) {
-  const width = side - 2, output = new Float32Array(channels * width ** 2);
+  const width = side - 2, output = new Float64Array(channels * width ** 2);
   for (let channel = 0; channel < channels; channel++) {
     const plane = output.subarray(channel * width ** 2, (channel + 1) * width ** 2).fill(bias[channel]);
     for (let from = 0; from < inputs; from++) {
@@ -67,7 +67,7 @@ function convolve(input, side, { inputs, channels, kernel, bias }) {
 
 /** The largest of each 2×2 numbers. */
 function pool(input, side, channels) {
-  const half = side / 2, output = new Float32Array(channels * half ** 2);
+  const half = side / 2, output = new Float64Array(channels * half ** 2);
   for (let i = 0; i < output.length; i++) {
     const corner = 2 * (Math.floor(i / half) * side + (i % half));
     output[i] = Math.max(input[corner], input[corner + 1], input[corner + side], input[corner + side + 1]);
@@ -77,7 +77,7 @@ function pool(input, side, channels) {
 
 /** The output of each block: {name, width, height, channels, values}, channel after channel. */
 function activations(pixels) {
-  let x = Float32Array.from(pixels), side = Math.sqrt(PIXELS);
+  let x = Float64Array.from(pixels), side = Math.sqrt(PIXELS);
   return blocks.map((block) => {
     const width = side + 2 * block.padding - 2;
     const values = convolve(padded(x, side, block.inputs, block.padding), width + 2, block);
