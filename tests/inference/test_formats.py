@@ -65,7 +65,7 @@ def test_a_file_of_weights_returns_no_probabilities(file_format):
 
 
 def test_the_command_knows_every_format():
-    assert (*formats.FORMATS, "c") == export.FORMATS
+    assert (*formats.FORMATS, "c", "html") == export.FORMATS
 
 
 @pytest.mark.parametrize("file_format", formats.FORMATS)
