@@ -69,9 +69,12 @@ class RunFiles(AbstractContextManager[Any]):
         return progress if restored is not None else None
 
     def open_records(self, histories: list[list[Row]], augmented: UInt8[np.ndarray, "n h w"]) -> None:
-        """Start TensorBoard's events anew, from the histories; with images as the run augments them."""
+        """Start the records anew from the histories: the last epoch's may be missing; with images as augmented."""
         if self.is_main:
             with _recording(self.workdir):
+                for directory, history in zip(self.directories, histories, strict=True):
+                    if history:
+                        write_history(directory, history)
                 self.boards = [TensorBoard(*files) for files in zip(self.directories, histories, strict=True)]
                 self.boards[0].add_grid("augmented", augmented, columns=8)
 

@@ -25,6 +25,7 @@ from mnist_flax.kernels import Choice
 from mnist_flax.training.checkpoint import Checkpoints
 from mnist_flax.training.mesh import make_mesh, to_host
 from mnist_flax.training.programs import create_states, zero_totals
+from mnist_flax.training.records import read_history
 from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.run_files import RunFiles
 
@@ -142,6 +143,22 @@ def test_a_damaged_state_to_go_on_from_is_kept_and_no_new_start_made(tmp_path):
         with written, pytest.raises(UserError, match="last holds nothing to go on from"):
             written.restore(started())
         assert [path.name for path in (tmp_path / "last").iterdir()] == ["damaged-0"]
+
+
+def test_records_of_the_last_epoch_that_were_not_written_are_when_the_run_goes_on(tmp_path):
+    """The run ended between `last` and `metrics.jsonl`; there may be no epoch left that would write it."""
+    row = {"epoch": 1, "step": 1, "train_loss": 0.5, "val_loss": 0.5, "val_accuracy": 0.5, "train_accuracy": 0.5}
+    row |= {"learning_rate": 0.5, "grad_norm": 0.5, "images_per_second": 0.5, "time": 0.5, "val_size": 119}
+    with files(tmp_path) as written:
+        written.best[0].save(1, started().state.variables, row)
+        written.best[1].save(1, started().state.variables, row)
+        state = advance(jax.tree.map(jnp.copy, started().state))
+        written.save_last(started()._replace(state=state, histories=[[row], [row]]))
+    with files(tmp_path) as written:
+        progress = written.restore(started())
+        written.open_records(progress.histories, SAMPLES)
+    for seed in ("seed-3", "seed-4"):
+        assert read_history(tmp_path / seed) == [row]
 
 
 def test_what_goes_wrong_is_raised_by_whatever_comes_next(tmp_path, monkeypatch):
