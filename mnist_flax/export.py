@@ -8,6 +8,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.files import local_path
 
 PROGRAMS = ("stablehlo", "onnx")  # that can return probabilities
+LARGEST_BATCH = 10_000  # the file is tried with that many images
 FORMATS = ("safetensors", "pytorch", *PROGRAMS, "c", "html")
 
 
@@ -17,7 +18,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "export",
         "Write a trained network to a file for other programs, and check it. StableHLO and ONNX take uint8 images "
         "(n, 28, 28) and return logits (n, 10), or probabilities. C is for chips without floating point. HTML is a "
-        "page to draw on that needs no server.",
+        "page to draw on that needs no server. StableHLO can be read for six months: to keep a network, write "
+        "safetensors or ONNX.",
         "runs/mnist_training --format onnx --output mnist.onnx",
     )
     parser.add_checkpoint()
@@ -33,12 +35,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--probabilities", action="store_true", help="the file returns calibrated probabilities (stablehlo and onnx)"
     )
-    parser.add_data_dir("for --format c, if the network was imported: it is scaled by training images. ")
+    onnx = parser.add_argument_group("ONNX only")
+    onnx.add_argument(
+        "--input",
+        choices=("uint8", "float"),
+        help="uint8 (n, 28, 28), the default; or float32 (n, 1, 28, 28) in 0..1, which more tools take",
+    )
+    onnx.add_argument("--batch", type=int, metavar="N", help="so many images at a time; default: any number")
+    onnx.add_argument("--int8", action="store_true", help="weights and activations in 8 bits, as --format c has them")
+    parser.add_data_dir("for --format c and --int8, if the network was imported: training images scale it. ")
     parser.add_json()
     options = parser.parse_args(arguments)
     if options.probabilities and options.format not in PROGRAMS:
         returned = {"c": "returns integers", "html": "always shows them"}.get(options.format, "holds only weights")
         raise UserError(f"--probabilities is for {' and '.join(PROGRAMS)}: a {options.format} file {returned}")
+    given = [f"--{name}" for name in ("input", "batch", "int8") if getattr(options, name) not in (None, False)]
+    if given and options.format != "onnx":
+        raise UserError(f"{given[0]} is for onnx: a {options.format} file has no such choice")
+    if options.batch is not None and not 1 <= options.batch <= LARGEST_BATCH:
+        raise UserError(f"--batch is {options.batch}; it must be between 1 and {LARGEST_BATCH:,}")
     return options
 
 
@@ -50,20 +65,29 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from mnist_flax.inference import integers
     from mnist_flax.inference.classifier import load
     from mnist_flax.inference.formats import LOGITS, PROBABILITIES, export
+    from mnist_flax.inference.onnx_files import BYTES, Variant
+    from mnist_flax.reading import folder
 
-    kind = PROBABILITIES if options.probabilities else LOGITS
-    difference = export(load(options.checkpoint), options.format, options.output, kind)
-    size = options.output.stat().st_size
+    kind, network = PROBABILITIES if options.probabilities else LOGITS, load(options.checkpoint)
+    in_integers = integers.from_network(network, options.data_dir, folder.load) if options.int8 else None
+    variant = Variant(options.input or BYTES, options.batch, in_integers) if options.format == "onnx" else None
+    difference = export(network, options.format, options.output, kind, variant)
     returned = kind if options.format in PROGRAMS else None
-    one = "probability" if options.probabilities else "logit"
-    show(
-        options,
-        {"output": str(options.output), "bytes": size, "output_kind": returned, "largest_difference": difference},
-        f"{options.output}: {size:,} bytes{f', returns {returned}' if returned else ''}; on 359 real digits no {one} "
-        f"differs by more than {difference:.1g}",
-    )
+    value = {"output": str(options.output), "bytes": options.output.stat().st_size, "output_kind": returned}
+    text = "{output}: {bytes:,} bytes" + (", returns {output_kind}" if returned else "")
+    if in_integers is None:
+        value["largest_difference"] = difference
+        one = "probability" if options.probabilities else "logit"
+        text += f"; on 359 real digits no {one} differs by more than {{largest_difference:.1g}}"
+    else:
+        value |= integers.named_alike(network, in_integers)
+        text += "; of {images} real digits {named_as_in_float32} are named as in float32"
+    if options.format == "stablehlo":
+        text += "; JAX promises to read it for six months: to keep the network, write safetensors or ONNX too"
+    show(options, value, text.format(**value))
 
 
 def _export_c(options: argparse.Namespace) -> None:

@@ -40,9 +40,7 @@ def export(
         raise UserError(f"{path} must end in .c, after a name of letters, digits and . _ + - that an #include can hold")
     require_ours(path, path.with_suffix(".h"))
     in_integers = integers.from_network(network, data_dir, load)
-    images = data.load("digits", None, 0).test.images
-    same = int((in_integers.logits(images).argmax(-1) == network.predict(images)[0]).sum())
-    figures = {**sizes(in_integers), "images": len(images), "named_as_in_float32": same}
+    figures = {**sizes(in_integers), **integers.named_alike(network, in_integers)}
     for suffix, text in sources(network, in_integers, path.stem, figures).items():
         write_text(path.with_suffix(suffix), text)
     return {"output": str(path), "header": str(path.with_suffix(".h")), **figures}

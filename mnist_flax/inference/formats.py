@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.special
 from jaxtyping import Float, UInt8
 
 from mnist_flax import data
 from mnist_flax.errors import UserError, require
 from mnist_flax.files import SIGN, require_ours, unused
-from mnist_flax.inference import interop, state_dicts, weights
+from mnist_flax.inference import interop, onnx_files, state_dicts, weights
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.inference.onnx_files import PLAIN, Variant
 from mnist_flax.model import BLOCKS
 from mnist_flax.training.devices import usual_modes
 
 # Logits are float32 of the order of 10: another order of summation changes them by about 1e-5.
 LARGEST_DIFFERENCE = 1e-3
+# An activation that is rounded the other way is another by one in 255, and moves logits by about a hundredth.
+LARGEST_INT8_DIFFERENCE = 0.2
 
 LOGITS, PROBABILITIES = "logits", "probabilities"  # what a file can return
 
@@ -43,8 +47,17 @@ def outputs_of(network: Classifier, kind: str) -> Run:
     return lambda images: np.asarray(compiled(images))
 
 
+def _expected(network: Classifier, kind: str, images: UInt8[np.ndarray, "n 28 28"], variant: Variant | None) -> Outputs:
+    if variant is None or variant.integers is None:
+        return network.predict(images)[1] if kind == PROBABILITIES else outputs_of(network, kind)(images)
+    logits = variant.integers.logits(images) * variant.integers.unit
+    return scipy.special.softmax(logits / network.temperature, axis=-1) if kind == PROBABILITIES else logits
+
+
 @usual_modes()
-def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS) -> float:
+def export(
+    network: Classifier, file_format: str, path: Path, kind: str = LOGITS, variant: Variant | None = None
+) -> float:
     """Write `network` to `path`, read it back, and return the largest difference of an output on real images.
 
     Args:
@@ -52,6 +65,7 @@ def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS
         file_format: one of `FORMATS`.
         path: where to.
         kind: what the file returns, `LOGITS` or `PROBABILITIES`. Files that hold weights return nothing.
+        variant: which ONNX file; an int8 one is compared with the network in integers.
 
     Raises:
         UserError: it cannot be written, the written file does not agree, or `path` is a file that is not ours; then
@@ -61,13 +75,14 @@ def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS
     images = data.load("digits", None, 0).test.images
     temporary = unused(path)
     try:
-        run = FORMATS[file_format](network, temporary, kind)
-        expected = network.predict(images)[1] if kind == PROBABILITIES else outputs_of(network, kind)(images)
+        run = FORMATS[file_format](network, temporary, kind, **({} if variant is None else {"variant": variant}))
+        expected = _expected(network, kind, images, variant)
         batches = images[:1], images[1:]
         difference = max(
             float(np.abs(run(batch) - part).max()) for batch, part in zip(batches, np.split(expected, [1]), strict=True)
         )
-        if not difference <= LARGEST_DIFFERENCE:
+        in_integers = variant is not None and variant.integers is not None
+        if not difference <= (LARGEST_INT8_DIFFERENCE if in_integers else LARGEST_DIFFERENCE):
             raise UserError(
                 f"the {file_format} file gives {kind} that differ by {difference:.2g} from the network's, so it was "
                 "not kept; please report this"
@@ -91,16 +106,19 @@ def _write_pytorch(network: Classifier, path: Path, kind: str) -> Run:
     """The original's state dict: as safetensors if the name ends so, otherwise by `torch.save`."""
     counts = {f"{block}.1.num_batches_tracked": np.int64(network.card.get("step", 0)) for block in BLOCKS}
     state_dict = {**interop.to_pytorch(network.variables), **counts}
+    moments = network.normalization._asdict()  # the input is (pixels / 255 - mean) / std
     if path.suffix.lower() == ".safetensors":
         from safetensors.numpy import save
 
         contiguous = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
-        path.write_bytes(save(contiguous, metadata={SIGN: "for PyTorch"}))
+        path.write_bytes(
+            save(contiguous, metadata={SIGN: "for PyTorch", **{name: str(value) for name, value in moments.items()}})
+        )
     else:
         torch = require("torch", "to write what torch.load reads (a name that ends in .safetensors needs no PyTorch)")
         file = io.BytesIO()  # given a path, it has errors of its own
         tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state_dict.items())
-        vars(tensors)["_metadata"] = {SIGN: {}}  # by modules' names: no module has this one
+        vars(tensors)["_metadata"] = {SIGN: moments}  # by modules' names: no module has this one
         torch.save(tensors, file)
         path.write_bytes(file.getvalue())
     return outputs_of(Classifier(interop.from_pytorch(state_dicts.read(path)), network.card), kind)
@@ -119,62 +137,12 @@ def _write_stablehlo(network: Classifier, path: Path, kind: str) -> Run:
     return lambda images: np.asarray(loaded.call(images))
 
 
-def _write_onnx(network: Classifier, path: Path, kind: str) -> Run:
-    """Opset 17, BatchNorm folded into the convolutions; input "images", uint8 (n, 28, 28), output named by `kind`."""
-    onnx, runtime = require("onnx", "to write ONNX"), require("onnxruntime", "to check ONNX")
-    helper, kinds = onnx.helper, onnx.TensorProto
-    state_dict, mean, std = interop.to_pytorch(network.variables), *network.normalization
-    constants: dict[str, Any] = {
-        "scale": np.float32(1 / (255 * std)),
-        "offset": np.float32(-mean / std),
-        "channel_axis": np.array([1], np.int64),
-    }
-    nodes = [
-        helper.make_node("Cast", ["images"], ["pixels"], to=kinds.FLOAT),
-        helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "offset"], ["normalized"]),
-        helper.make_node("Unsqueeze", ["normalized", "channel_axis"], ["input"]),
-    ]
-    previous = "input"
-
-    def add(operation: str, output: str, *inputs: str, **attributes: Any) -> None:
-        nonlocal previous
-        nodes.append(helper.make_node(operation, [previous, *inputs], [output], **attributes))
-        previous = output
-
-    for block in BLOCKS:
-        kernel, bias = interop.fold_batch_norm(state_dict, block)
-        constants |= {f"{block}.weight": kernel, f"{block}.bias": bias}
-        pads = [1] * 4 if block in {"block5", "block6", "block7"} else [0] * 4
-        add("Conv", f"{block}.conv", f"{block}.weight", f"{block}.bias", pads=pads)
-        add("Relu", block)
-        if block == "block4":
-            add("MaxPool", "maxpool", kernel_shape=[2, 2], strides=[2, 2])
-    used = slice(len(network.class_names))
-    constants |= {f"final_conv.{part}": state_dict[f"final_conv.{part}"][used] for part in ("weight", "bias")}
-    add("GlobalAveragePool", "gap")
-    add("Conv", "final_conv", "final_conv.weight", "final_conv.bias")
-    add("Flatten", LOGITS)
-    if kind == PROBABILITIES:
-        constants["temperature"] = np.float32(network.temperature)
-        add("Div", "calibrated_logits", "temperature")
-        add("Softmax", PROBABILITIES, axis=-1)
-    graph = helper.make_graph(
-        nodes,
-        "mnist_flax",
-        [helper.make_tensor_value_info("images", kinds.UINT8, ["n", 28, 28])],
-        [helper.make_tensor_value_info(kind, kinds.FLOAT, ["n", len(network.class_names)])],
-        [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
-    )
-    # An IR version that runtimes of the opset's time read, not the newest the package knows.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name=SIGN)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: session.run([kind], {"images": images})[0]
+def _write_onnx(network: Classifier, path: Path, kind: str, variant: Variant = PLAIN) -> Run:
+    onnx_files.write(path, network, kind, network.temperature if kind == PROBABILITIES else None, variant)
+    return onnx_files.reader(path, variant)
 
 
-FORMATS: dict[str, Callable[[Classifier, Path, str], Run]] = {
+FORMATS: dict[str, Callable[..., Run]] = {
     "safetensors": _write_safetensors,
     "pytorch": _write_pytorch,
     "stablehlo": _write_stablehlo,

@@ -43,6 +43,7 @@ class Layer(NamedTuple):
     padding: int
     pooled: bool  # the maximum of each 2×2 outputs is kept
     width_in: int  # of its input, which is as high as wide
+    unit: float  # what an output of 1 stands for
 
     @property
     def width(self) -> int:
@@ -72,6 +73,13 @@ class IntegerNetwork(NamedTuple):
             scaled = (sums * layer.scale + 2**31) >> 32
             x = _pool(np.minimum(scaled, 255).astype(np.float32), layer.pooled)
         return x.sum((1, 2)).astype(np.int64)
+
+
+def named_alike(network: Classifier, in_integers: IntegerNetwork) -> dict[str, int]:
+    """Of how many real digits, "images", how many have the label that the network gives: "named_as_in_float32"."""
+    images = data.load("digits", None, 0).test.images
+    same = in_integers.logits(images).argmax(-1) == network.predict(images)[0]
+    return {"images": len(images), "named_as_in_float32": int(same.sum())}
 
 
 def from_network(network: Classifier, data_dir: Path | None = None, load: Load = data.load) -> IntegerNetwork:
@@ -122,8 +130,9 @@ def quantize(network: Classifier, largest: list[float]) -> IntegerNetwork:
         output_unit = max(maximum / 255, 2 * unit * units.max())
         scale = _rounded(units * unit / output_unit * 2**32)
         weights, bias = _rounded(kernel / units[:, None, None, None]), _rounded(bias / (units * unit))
-        layers.append(Layer(name, weights, bias, scale, int(name in PADDED), name == POOLED, width_in))
-        width_in, unit = layers[-1].width >> layers[-1].pooled, output_unit
+        unit = float(output_unit)
+        layers.append(Layer(name, weights, bias, scale, int(name in PADDED), name == POOLED, width_in, unit))
+        width_in = layers[-1].width >> layers[-1].pooled
     unit /= 100  # the mean over 10×10 outputs
     final = {name: np.asarray(value, np.float64) for name, value in network.variables["params"]["final_conv"].items()}
     used = slice(len(network.class_names))
