@@ -22,7 +22,7 @@ from mnist_flax.training.devices import usual_modes
 # Logits are float32 of the order of 10: another order of summation changes them by about 1e-5.
 LARGEST_DIFFERENCE = 1e-3
 # An activation that is rounded the other way is another by one in 255, and moves logits by about a hundredth.
-LARGEST_INT8_DIFFERENCE = 0.2
+LARGEST_INT8_DIFFERENCE = 0.1
 
 LOGITS, PROBABILITIES = "logits", "probabilities"  # what a file can return
 

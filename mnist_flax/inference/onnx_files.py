@@ -17,6 +17,10 @@ from mnist_flax.inference.integers import PADDED, POOLED, IntegerNetwork, folded
 OPSET, IR_VERSION = 13, 7
 BYTES, FLOATS = "uint8", "float"
 _PIXEL = 1 / 255  # what a grey level of 1 stands for
+# Weights are uint8. As int8, times uint8 activations, ONNX Runtime adds their products by pairs in 16 bits on x86
+# processors without VNNI, where they saturate: 99.48 % of MNIST's test set instead of 99.62 %.
+# https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+_ZERO_WEIGHT = 128
 
 
 class Variant(NamedTuple):
@@ -80,10 +84,12 @@ def write(path: Path, network: Classifier, output: str, temperature: float | Non
         add("QuantizeLinear", f"{name}.quantized", *in_uint8(name, unit))
         add("DequantizeLinear", f"{name}.dequantized", *in_uint8(name, unit))
 
-    def parameter(name: str, value: np.ndarray, scale: np.ndarray | None, dtype: type) -> str:
+    def parameter(name: str, value: np.ndarray, scale: np.ndarray | None, zero: int, dtype: type) -> str:
         if scale is None:
             return constant(name, value)
-        inputs = [constant(f"{name}.quantized", value, dtype), constant(f"{name}.scale", scale)]
+        parts = {"quantized": value + zero, "zero": np.full(len(scale), zero)}
+        inputs = [constant(f"{name}.{part}", array, dtype) for part, array in parts.items()]
+        inputs.insert(1, constant(f"{name}.scale", scale))
         nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0))
         return name
 
@@ -91,8 +97,8 @@ def write(path: Path, network: Classifier, output: str, temperature: float | Non
         weights, size = layer.weights.transpose(0, 3, 1, 2), layer.weights.shape[1:3]
         unit, bias_unit = layer.scales or (None, None)
         inputs = (
-            parameter(f"{layer.name}.weight", weights, unit, np.int8),
-            parameter(f"{layer.name}.bias", layer.bias, bias_unit, np.int32),
+            parameter(f"{layer.name}.weight", weights, unit, _ZERO_WEIGHT, np.uint8),
+            parameter(f"{layer.name}.bias", layer.bias, bias_unit, 0, np.int32),
         )
         add("Conv", name, *inputs, kernel_shape=size, pads=[int(layer.name in PADDED)] * 4)
 

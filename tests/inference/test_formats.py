@@ -1,7 +1,10 @@
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +14,11 @@ import mnist_flax
 from mnist_flax import data, export
 from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN
-from mnist_flax.inference import formats, interop, weights
+from mnist_flax.inference import formats, integers, interop, onnx_files, weights
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.inference.onnx_files import Variant
+
+DOCS = Path(__file__).parents[2] / "docs/deploy.md"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,72 @@ def test_probabilities_are_the_calibrated_ones(file_format, tmp_path, capsys):
     assert ", returns logits; on 359 real digits no logit differs by more than " in capsys.readouterr().out
 
 
+VARIANTS = [[], ["--input", "float"], ["--int8"], ["--int8", "--input", "float"]]
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
+def test_onnx_takes_what_it_is_asked_to_take(tmp_path, capsys, variant, batch):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    file, network = tmp_path / "w.onnx", mnist_flax.load()
+    fixed = ["--batch", str(batch)] if batch else []
+    export.main(["--format", "onnx", "--output", str(file), "--probabilities", *variant, *fixed])
+    printed = capsys.readouterr().out
+    assert ("are named as in float32" if "--int8" in variant else "no probability differs by more than") in printed
+    graph = onnx.load(file).graph
+    shapes = [[list(a.ints) for a in node.attribute if a.name == "kernel_shape"] for node in graph.node]
+    assert all(shape for shape, node in zip(shapes, graph.node, strict=True) if node.op_type in ("Conv", "MaxPool"))
+    session = runtime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    images = data.load("digits", None, 0).test.images[: batch or 9]
+    if "float" in variant:
+        assert (taken.type, taken.shape[1:]) == ("tensor(float)", [1, 28, 28])
+        given = (images[:, None] / 255).astype(np.float32)
+    else:
+        assert (taken.type, taken.shape[1:]) == ("tensor(uint8)", [28, 28])
+        given = images
+    assert taken.shape[0] == (batch or "n")
+    (probabilities,) = session.run(["probabilities"], {"images": given})
+    np.testing.assert_allclose(probabilities, network.predict(images)[1], atol=0.1 if "--int8" in variant else 1e-5)
+
+
+def test_int8_onnx_holds_the_numbers_of_the_c_program(mnist_dir, tmp_path):
+    """And is as good."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network, file = mnist_flax.load(), tmp_path / "w.onnx"
+    in_integers = integers.from_network(network)
+    variant = Variant(integers=in_integers)
+    formats.export(network, "onnx", file, variant=variant)
+    constants = {entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(file).graph.initializer}
+    for layer in in_integers.layers:
+        weights = constants[f"{layer.name}.weight.quantized"]
+        assert weights.dtype == np.uint8
+        np.testing.assert_array_equal(weights.transpose(0, 2, 3, 1).astype(int) - 128, layer.weights)
+    test = data.load("mnist", mnist_dir, 0).test
+    labels = onnx_files.reader(file, variant)(test.images).argmax(-1)
+    assert (labels == test.labels).mean() >= 0.996
+
+
+@pytest.mark.parametrize("file_format", [name for name in export.FORMATS if name != "onnx"])
+@pytest.mark.parametrize("option", [["--input", "float"], ["--batch", "1"], ["--int8"]], ids=" ".join)
+def test_what_only_onnx_has_a_choice_of(file_format, option):
+    with pytest.raises(UserError, match=f"^{option[0]} is for onnx: a {file_format} file has no such choice$"):
+        export.parse(["--format", file_format, "--output", "w.c", *option])
+
+
+@pytest.mark.parametrize("batch", [0, -1, 10_001])
+def test_a_batch_that_cannot_be(batch):
+    with pytest.raises(UserError, match=f"--batch is {batch}; it must be between 1 and 10,000"):
+        export.parse(["--format", "onnx", "--output", "w.onnx", f"--batch={batch}"])
+
+
+def test_stablehlo_says_how_long_it_can_be_read(network, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mnist_flax.inference.classifier.load", lambda _: network)
+    export.main(["--format", "stablehlo", "--output", str(tmp_path / "w")])
+    assert "six months: to keep the network, write safetensors or ONNX too\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("file_format", ["safetensors", "pytorch"])
 def test_a_file_of_weights_returns_no_probabilities(file_format):
     with pytest.raises(UserError, match=f"is for stablehlo and onnx: a {file_format} file holds only weights"):
@@ -77,17 +149,18 @@ def test_every_format_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path,
     np.testing.assert_array_equal(run(images).argmax(-1), network.predict(images)[0])
 
 
-def test_pytorch_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path):
+def test_pytorch_predicts_mnist_as_the_checkpoint_does(mnist_dir, tmp_path, monkeypatch):
+    """By the class that the docs show."""
     torch = pytest.importorskip("torch")
-    from benchmarks.pytorch import Net
-
+    (shown,) = re.findall("```python\n(import torch.*?)```", DOCS.read_text(), re.DOTALL)
     network, images = mnist_flax.load(), data.load("mnist", mnist_dir, 0).test.images
-    formats.export(network, "pytorch", tmp_path / "w.pth")
-    net = Net().eval()
-    net.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True))
+    formats.export(network, "pytorch", tmp_path / "mnist.pth")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(shown, names)
     with torch.no_grad():
-        logits = net(torch.from_numpy(np.array(network.normalization(images)[..., 0][:, None], np.float32)))
-    np.testing.assert_array_equal(logits.numpy().argmax(-1), network.predict(images)[0])
+        logits = names["logits"](torch.from_numpy(np.array(images))).numpy()
+    np.testing.assert_array_equal(logits.argmax(-1), network.predict(images)[0])
 
 
 def test_what_stablehlo_needs_comes_with_the_package():
