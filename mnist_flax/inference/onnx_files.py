@@ -50,6 +50,54 @@ class _Layer(NamedTuple):
     output_unit: float | None
 
 
+class _Graph:
+    """Nodes, each of which takes the output of the one before, and their constants."""
+
+    def __init__(self, helper: Any, start: str) -> None:
+        self.helper, self.last = helper, start
+        self.nodes: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def add(self, operation: str, name: str, *inputs: str, **attributes: Any) -> None:
+        self.nodes.append(self.helper.make_node(operation, [self.last, *inputs], [name], name=name, **attributes))
+        self.last = name
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        self.constants[name] = np.asarray(value, dtype)
+        return name
+
+    def in_uint8(self, name: str, unit: float) -> tuple[str, str]:
+        """What makes real numbers of integers: the scale, and the zero point, which is 0."""
+        return self.constant(f"{name}.scale", unit), self.constant("zero", 0, np.uint8)
+
+    def quantize(self, name: str, unit: float | None) -> None:
+        """Round what `name` gives to multiples of `unit`, if that is given."""
+        if unit is not None:
+            self.add("QuantizeLinear", f"{name}.quantized", *self.in_uint8(name, unit))
+            self.add("DequantizeLinear", f"{name}.dequantized", *self.in_uint8(name, unit))
+
+    def parameter(self, name: str, value: np.ndarray, scale: np.ndarray | None, zero: int, dtype: type) -> str:
+        """An array in float32; or integers, if they have a scale."""
+        if scale is None:
+            return self.constant(name, value)
+        inputs = [
+            self.constant(f"{name}.quantized", value + zero, dtype),
+            self.constant(f"{name}.scale", scale),
+            self.constant(f"{name}.zero", np.full(len(scale), zero), dtype),
+        ]
+        self.nodes.append(self.helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0))
+        return name
+
+    def convolve(self, layer: _Layer, name: str) -> None:
+        weights, size = layer.weights.transpose(0, 3, 1, 2), layer.weights.shape[1:3]
+        unit, bias_unit = layer.scales or (None, None)
+        inputs = (
+            self.parameter(f"{layer.name}.weight", weights, unit, _ZERO_WEIGHT, np.uint8),
+            self.parameter(f"{layer.name}.bias", layer.bias, bias_unit, 0, np.int32),
+        )
+        self.add("Conv", name, *inputs, kernel_shape=size, pads=[int(layer.name in PADDED)] * 4)
+
+
 def write(path: Path, network: Classifier, output: str, temperature: float | None, variant: Variant) -> None:
     """Write `network` to `path`.
 
@@ -64,84 +112,48 @@ def write(path: Path, network: Classifier, output: str, temperature: float | Non
     """
     onnx = require("onnx", "to write ONNX")
     helper, kinds = onnx.helper, onnx.TensorProto
-    constants: dict[str, np.ndarray] = {}
-    nodes, previous = [], "images"
-
-    def add(operation: str, name: str, *inputs: str, **attributes: Any) -> None:
-        nonlocal previous
-        nodes.append(helper.make_node(operation, [previous, *inputs], [name], name=name, **attributes))
-        previous = name
-
-    def constant(name: str, value: Any, dtype: Any = np.float32) -> str:
-        constants[name] = np.asarray(value, dtype)
-        return name
-
-    def in_uint8(name: str, unit: float) -> tuple[str, str]:
-        """What stands for an integer's real number: the scale, and the zero point, which is 0."""
-        return constant(f"{name}.scale", unit), constant("zero", 0, np.uint8)
-
-    def quantize(name: str, unit: float) -> None:
-        add("QuantizeLinear", f"{name}.quantized", *in_uint8(name, unit))
-        add("DequantizeLinear", f"{name}.dequantized", *in_uint8(name, unit))
-
-    def parameter(name: str, value: np.ndarray, scale: np.ndarray | None, zero: int, dtype: type) -> str:
-        if scale is None:
-            return constant(name, value)
-        parts = {"quantized": value + zero, "zero": np.full(len(scale), zero)}
-        inputs = [constant(f"{name}.{part}", array, dtype) for part, array in parts.items()]
-        inputs.insert(1, constant(f"{name}.scale", scale))
-        nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0))
-        return name
-
-    def convolve(layer: _Layer, name: str) -> None:
-        weights, size = layer.weights.transpose(0, 3, 1, 2), layer.weights.shape[1:3]
-        unit, bias_unit = layer.scales or (None, None)
-        inputs = (
-            parameter(f"{layer.name}.weight", weights, unit, _ZERO_WEIGHT, np.uint8),
-            parameter(f"{layer.name}.bias", layer.bias, bias_unit, 0, np.int32),
-        )
-        add("Conv", name, *inputs, kernel_shape=size, pads=[int(layer.name in PADDED)] * 4)
-
+    graph = _Graph(helper, "images")
     if variant.takes == BYTES:
-        add("Unsqueeze", "channels", constant("channel_axis", [1], np.int64))
+        graph.add("Unsqueeze", "channels", graph.constant("channel_axis", [1], np.int64))
         if variant.integers is None:
-            add("Cast", "floats", to=kinds.FLOAT)
-            add("Mul", "scaled", constant("pixel", _PIXEL))
+            graph.add("Cast", "floats", to=kinds.FLOAT)
+            graph.add("Mul", "scaled", graph.constant("pixel", _PIXEL))
         else:
-            add("DequantizeLinear", "images.dequantized", *in_uint8("images", _PIXEL))
+            graph.add("DequantizeLinear", "images.dequantized", *graph.in_uint8("images", _PIXEL))
     elif variant.integers is not None:
-        quantize("images", _PIXEL)
+        graph.quantize("images", _PIXEL)
     *blocks, final = _layers(network, variant.integers)
     for layer in blocks:
-        convolve(layer, f"{layer.name}.conv")
-        add("Relu", layer.name)
-        if layer.output_unit is not None:
-            quantize(layer.name, layer.output_unit)
+        graph.convolve(layer, f"{layer.name}.conv")
+        graph.add("Relu", layer.name)
+        graph.quantize(layer.name, layer.output_unit)
         if layer.name == POOLED:
-            add("MaxPool", "maxpool", kernel_shape=[2, 2], strides=[2, 2])
-            if layer.output_unit is not None:
-                quantize("maxpool", layer.output_unit)
-    add("GlobalAveragePool", "gap")
-    convolve(final, final.name)
-    add("Flatten", output if temperature is None else "logits")
+            graph.add("MaxPool", "maxpool", kernel_shape=[2, 2], strides=[2, 2])
+            graph.quantize("maxpool", layer.output_unit)
+    graph.add("GlobalAveragePool", "gap")
+    graph.convolve(final, final.name)
+    graph.add("Flatten", output if temperature is None else "logits")
     if temperature is not None:
-        add("Div", "calibrated_logits", constant("temperature", temperature))
-        add("Softmax", output, axis=-1)
+        graph.add("Div", "calibrated_logits", graph.constant("temperature", temperature))
+        graph.add("Softmax", output, axis=-1)
 
     number = variant.batch or "n"
     kind, shape, meaning = {
         BYTES: (kinds.UINT8, [number, 28, 28], "grey levels, light on dark"),
         FLOATS: (kinds.FLOAT, [number, 1, 28, 28], "grey levels / 255, light on dark"),
     }[variant.takes]
-    graph = helper.make_graph(
-        nodes,
-        "mnist_flax",
-        [helper.make_tensor_value_info("images", kind, shape, doc_string=meaning)],
-        [helper.make_tensor_value_info(output, kinds.FLOAT, [number, len(network.class_names)])],
-        [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "mnist_flax",
+            [helper.make_tensor_value_info("images", kind, shape, doc_string=meaning)],
+            [helper.make_tensor_value_info(output, kinds.FLOAT, [number, len(network.class_names)])],
+            [onnx.numpy_helper.from_array(np.ascontiguousarray(x), name) for name, x in graph.constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name=SIGN,
     )
-    opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name=SIGN)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
