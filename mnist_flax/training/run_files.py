@@ -44,8 +44,8 @@ class RunFiles(AbstractContextManager[Any]):
         self.origin = {"data": run.digest, "computed_by": run.computed_by, "config": run.config.to_json()}
         self.directories = directories_of(run.config)
         self.started_before = any((path / "best").exists() for path in self.directories)
-        own = directories_of_checkpoints(Recorded(run.config, {}))
-        self.last, *self.best = (Checkpoints(directory, ours) for directory, ours in own.items())
+        own = directories_of_checkpoints(Recorded(run.config, {})).items()
+        self.last, *self.best = (Checkpoints(directory, ours) for directory, ours in own)
         self.boards: list[TensorBoard] = []
         self._writing = futures.Future[None]()
         self._writing.set_result(None)  # nothing
@@ -72,17 +72,14 @@ class RunFiles(AbstractContextManager[Any]):
         """Start the records anew from the histories: the last epoch's may be missing; with images as augmented."""
         if self.is_main:
             with _recording(self.workdir):
-                for directory, history in zip(self.directories, histories, strict=True):
-                    if history:
-                        write_history(directory, history)
+                _write_histories(self.directories, histories)
                 self.boards = [TensorBoard(*files) for files in zip(self.directories, histories, strict=True)]
                 self.boards[0].add_grid("augmented", augmented, columns=8)
 
     def save_epoch(self, progress: Progress, cards: Mapping[int, dict[str, Any]], finished: Sequence[int]) -> None:
         """Write what the replicas `finished` leave after another epoch, in a thread if that may be.
 
-        First come the networks that are their replicas' best, which have `cards`, then what `save_last` writes: a run
-        that is killed in between repeats the epoch. Records come last.
+        First come new best networks (`cards`), then `last`: a run killed in between repeats the epoch. Records are last.
         """
         self._writing.result()
         if jax.process_count() > 1:
@@ -153,6 +150,12 @@ class RunFiles(AbstractContextManager[Any]):
 
 def _recording(workdir: Path) -> AbstractContextManager[None]:
     return explained(f"cannot write to {workdir}")
+
+
+def _write_histories(directories: Sequence[Path], histories: Sequence[list[Row]]) -> None:
+    for directory, history in zip(directories, histories, strict=True):
+        if history:
+            write_history(directory, history)
 
 
 def _require_nothing_lost(last: Checkpoints, directories: Sequence[Path], bests: Sequence[Checkpoints]) -> None:
