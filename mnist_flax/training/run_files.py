@@ -79,7 +79,7 @@ class RunFiles(AbstractContextManager[Any]):
     def save_epoch(self, progress: Progress, cards: Mapping[int, dict[str, Any]], finished: Sequence[int]) -> None:
         """Write what the replicas `finished` leave after another epoch, in a thread if that may be.
 
-        First come new best networks (`cards`), then `last`: a run killed in between repeats the epoch. Records are last.
+        First come new best networks (`cards`), then `last`: a run killed between repeats the epoch. Records are last.
         """
         self._writing.result()
         if jax.process_count() > 1:
