@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
 from mnist_flax import ops
-from mnist_flax.data import NUM_CLASSES, Normalization
+from mnist_flax.data import NUM_CLASSES, Dataset, Normalization
 from mnist_flax.data.images import as_images
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
@@ -47,6 +47,10 @@ class Classifier:
         self.class_names: tuple[str, ...] = tuple(card["class_names"])
         self.model = MNISTNet(num_classes=len(self.class_names))
         self._kind = self.normalization, len(self.class_names)  # what its compiled programs depend on
+
+    def was_trained_on(self, dataset: Dataset) -> bool:
+        """Whether a data set, wherever it is now, has the network's classes and the moments of its training images."""
+        return (self.class_names, self.normalization) == (dataset.class_names, dataset.normalization)
 
     @functools.cached_property
     def _placed(self) -> Any:

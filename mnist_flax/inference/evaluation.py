@@ -69,7 +69,7 @@ def _divided(network: Classifier, name: str, data_dir: Path | None, load: intege
     if name not in NAMES:
         with suppress(UserError):  # it has too few images for that
             loaded = load(name, data_dir, val_size)
-            if (loaded.class_names, loaded.normalization) == (network.class_names, network.normalization):
+            if network.was_trained_on(loaded):
                 return loaded
     return load(name, data_dir, None)
 

@@ -50,7 +50,7 @@ def teachers(source: str, dataset: Dataset) -> dict[str, Any]:
     paths = [None] if source == SHIPPED else seed_directories(Path(source)) or [source]
     networks = [classifier.load(path) for path in paths]
     for network in networks:
-        if (network.class_names, network.normalization) != (dataset.class_names, dataset.normalization):
+        if not network.was_trained_on(dataset):
             raise UserError(
                 f"--teacher {source} was trained on {network.card['dataset']}, but not on the very images of this run: "
                 "name a run with the same --dataset and --val-size"

@@ -90,7 +90,7 @@ def _trained_on(network: Classifier, name: str | None, data_dir: Path | None, va
         UserError: it is not there, or it is other data.
     """
     dataset = folder.load(name or network.card["dataset"], data_dir, val_size)
-    if name and (dataset.class_names, dataset.normalization) != (network.class_names, network.normalization):
+    if name and not network.was_trained_on(dataset):
         raise UserError(f"--dataset {name} is not the data that the run was trained on, {network.card['dataset']}")
     return dataset
 
