@@ -73,7 +73,7 @@ def _export(options: argparse.Namespace) -> None:
 
     kind, network = PROBABILITIES if options.probabilities else LOGITS, load(options.checkpoint)
     in_integers = integers.from_network(network, options.data_dir, folder.load) if options.int8 else None
-    variant = Variant(options.input or BYTES, options.batch, in_integers) if options.format == "onnx" else None
+    variant = Variant(options.input or BYTES, options.batch, in_integers)
     difference = export(network, options.format, options.output, kind, variant)
     returned = kind if options.format in PROGRAMS else None
     value = {"output": str(options.output), "bytes": options.output.stat().st_size, "output_kind": returned}

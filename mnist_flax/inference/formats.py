@@ -47,17 +47,15 @@ def outputs_of(network: Classifier, kind: str) -> Run:
     return lambda images: np.asarray(compiled(images))
 
 
-def _expected(network: Classifier, kind: str, images: UInt8[np.ndarray, "n 28 28"], variant: Variant | None) -> Outputs:
-    if variant is None or variant.integers is None:
+def _expected(network: Classifier, kind: str, images: UInt8[np.ndarray, "n 28 28"], variant: Variant) -> Outputs:
+    if variant.integers is None:
         return network.predict(images)[1] if kind == PROBABILITIES else outputs_of(network, kind)(images)
     logits = variant.integers.logits(images) * variant.integers.unit
     return scipy.special.softmax(logits / network.temperature, axis=-1) if kind == PROBABILITIES else logits
 
 
 @usual_modes()
-def export(
-    network: Classifier, file_format: str, path: Path, kind: str = LOGITS, variant: Variant | None = None
-) -> float:
+def export(network: Classifier, file_format: str, path: Path, kind: str = LOGITS, variant: Variant = PLAIN) -> float:
     """Write `network` to `path`, read it back, and return the largest difference of an output on real images.
 
     Args:
@@ -75,14 +73,14 @@ def export(
     images = data.load("digits", None, 0).test.images
     temporary = unused(path)
     try:
-        run = FORMATS[file_format](network, temporary, kind, **({} if variant is None else {"variant": variant}))
+        options = {"variant": variant} if file_format == "onnx" else {}
+        run = FORMATS[file_format](network, temporary, kind, **options)
         expected = _expected(network, kind, images, variant)
         batches = images[:1], images[1:]
         difference = max(
             float(np.abs(run(batch) - part).max()) for batch, part in zip(batches, np.split(expected, [1]), strict=True)
         )
-        in_integers = variant is not None and variant.integers is not None
-        if not difference <= (LARGEST_INT8_DIFFERENCE if in_integers else LARGEST_DIFFERENCE):
+        if not difference <= (LARGEST_DIFFERENCE if variant.integers is None else LARGEST_INT8_DIFFERENCE):
             raise UserError(
                 f"the {file_format} file gives {kind} that differ by {difference:.2g} from the network's, so it was "
                 "not kept; please report this"
