@@ -15,6 +15,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN, require_ours, write_text
 from mnist_flax.inference import integers, novelty
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading import scoring
 from mnist_flax.views import page
 
 # In place of server.js, which asks the server for the same answers.
@@ -44,7 +45,8 @@ def source(network: Classifier, name: str) -> str:
     Raises:
         UserError: a weight is NaN or infinite.
     """
-    data = {"network": weights(network), "about": page.model(network, name)}
+    fitted = {"bias": scoring.BIAS, "weights": scoring.WEIGHTS}
+    data = {"network": weights(network), "about": {**page.model(network, name), "scoring": fitted}}
     for example in data["about"]["examples"]:
         example["file"] = _data_url(example["file"])
     text = _LINK.sub(lambda link: _inlined(link[1]), _text("index.html"))

@@ -3,6 +3,7 @@
 
 const { asItIs, bounds, border, clip, cut, depths, draw, greyOf, inkOf, longer, map, median } = globalThis.drawing;
 const mnistFlax = globalThis.mnistFlax;
+const about = JSON.parse(document.getElementById("about").textContent);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const best = (items, value) => items.reduce((a, b) => (value(b) > value(a) ? b : a));
 
@@ -162,11 +163,7 @@ function judge(one, pixels = draw(one.ink)) {
 
 const ODDS_OF_ONE = 10; // logarithm of the odds that a picture of a data set shows one digit
 const SMALL = 32; // the longest side of such a picture
-const BIAS = -0.08;
-const WEIGHTS = { // those of scoring.py
-  kept: 2.01, novelty: -5.28, worst: 3.94, thin: -2.7, common: -2.06,
-  enclosing: -3.53, border: -0.73, thick: -0.35, soft: -0.26, spread: -1.48,
-};
+const { bias, weights } = about.scoring; // those of scoring.py
 const PEN = 3, SAME = 0.1, EXTREME = 0.1, MAX_NOVELTY = 3, MAX_THICK = 4, MAX_SOFT = 6;
 
 const areaOf = (digits) => sum(digits.map(({ group }) => group.area));
@@ -202,7 +199,7 @@ function score(grey, found, digits) {
     soft: mean(({ group }) => Math.min(softness(group), MAX_SOFT)),
     spread: sizes.length ? Math.log(high(sizes) / low(sizes)) : 0,
   };
-  return BIAS + sum(Object.entries(features).map(([name, feature]) => WEIGHTS[name] * feature));
+  return bias + sum(Object.entries(features).map(([name, feature]) => weights[name] * feature));
 }
 
 /** The share of the picture that is hardly lighter or darker than a group's ink. */
@@ -354,7 +351,7 @@ function pixelsOf({ picture, paper }) {
 globalThis.answers = {
   look,
   describe: async () => ({
-    ...JSON.parse(document.getElementById("about").textContent),
+    ...about,
     note: "This page works by itself: nothing that you draw or open leaves your device. It reads ink on plain paper. " +
       "For photographs install mnist_flax, and run: mnist-flax demo",
   }),
