@@ -12,10 +12,11 @@ from conftest import fresh_variables, normal
 from scipy import stats
 
 import mnist_flax
-from benchmarks import precision, ship, tables
-from benchmarks.__main__ import Row, main, measure, summarise, table
-from benchmarks.plain_flax import PlainNet
-from benchmarks.suite import SUITE, Benchmark
+from benchmarks.compilers import precision
+from benchmarks.release import ship, tables
+from benchmarks.speed.compare import Row, main, measure, summarise, table
+from benchmarks.speed.plain_flax import PlainNet
+from benchmarks.speed.suite import SUITE, Benchmark
 from mnist_flax import data
 from mnist_flax.errors import UserError
 from mnist_flax.inference.classifier import Classifier
@@ -141,7 +142,7 @@ def test_tables_in_pages_are_made_anew(tmp_path):
     pages = []
     for name in ("recipes.md", "results.md"):
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        for command in re.findall(r"^python -m benchmarks.tables (?:recipes|results) [^`]*```\n\n", text, re.MULTILINE):
+        for command in re.findall(r"^python -m \S+tables (?:recipes|results) [^`]*```\n\n", text, re.MULTILINE):
             head = text.index("\n", text.index(command) + len(command))
             text = f"{text[: head - 1]}| another column |{text[head:]}"
         pages.append(tmp_path / name)

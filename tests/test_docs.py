@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks.release import tables
 from mnist_flax.__main__ import module_of
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
@@ -25,7 +25,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FILE = re.compile(rf"(?:{'|'.join(DIRECTORIES)}|\.ci|\.github)/[\w./-]*|[\w./-]+\.py")
-NAME = re.compile(r"\b(?:mnist_flax|benchmarks)(?:\.[A-Za-z_]\w*)+")
+NAME = re.compile(r"\b(?:mnist_flax|benchmarks|tests)(?:\.[A-Za-z_]\w*)+")
 # Between backticks this is the name of a command, which may need arguments to run.
 COMMAND_NAME = re.compile(r"mnist-flax \w+|python -m [\w.]+")
 # Words that a reader replaces, and values to try in their place.
@@ -71,7 +71,7 @@ def commands_in(text: str) -> list[str]:
     """The project's commands in bash blocks and between backticks, without what launches them."""
     lines = [line for block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
     lines += [f"{code} --help" if COMMAND_NAME.fullmatch(code) else code for code in CODE.findall(prose(text))]
-    relevant = [line for line in lines if re.search("mnist-flax|-m (mnist_flax|benchmarks)", line)]
+    relevant = [line for line in lines if re.search("mnist-flax|-m (mnist_flax|benchmarks|tests)", line)]
     return [shlex.join(command) for line in relevant for command in commands_in_line(line)]
 
 
@@ -114,7 +114,7 @@ def parse(command: str) -> None:
             return
         found = module_of(arguments.pop(0))
     else:
-        found = importlib.import_module("benchmarks.__main__" if module == "benchmarks" else module)
+        found = importlib.import_module(f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module)
     try:
         found.parse(arguments)
     except SystemExit as stopped:
@@ -185,7 +185,7 @@ def test_command_is_accepted(page, command, tmp_path, monkeypatch):
 
 
 def tables_in(text: str) -> list[str]:
-    return [command for command in commands_in(text) if "benchmarks/results/" in command]
+    return [command for command in commands_in(text) if "/results/" in command]
 
 
 @pytest.mark.parametrize(("page", "command"), in_all_pages(tables_in))
@@ -216,7 +216,7 @@ def test_commands_are_found_however_they_are_shown(shown, commands):
     [
         ("mnist-flax trian", UserError),
         ("mnist-flax train --epoch 3", UserError),
-        ("-m benchmarks.tables result RUN", SystemExit),
+        ("-m benchmarks.release.tables result RUN", UserError),
     ],
 )
 def test_wrong_commands_are_refused(command, error):

@@ -89,7 +89,7 @@ def test_files_classes_and_functions_stay_small(path):
         assert lines <= (120 if name.startswith("ClassDef") else 65), name
 
 
-SOURCES = [*FILES, *Path(__file__).parent.rglob("*.py"), *(PACKAGE.parent / "benchmarks").glob("*.py")]
+SOURCES = [*FILES, *Path(__file__).parent.rglob("*.py"), *(PACKAGE.parent / "benchmarks").rglob("*.py")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))

@@ -12,7 +12,7 @@ from runs import rows
 from sklearn.datasets import load_digits
 
 import mnist_flax
-from benchmarks import own_digits
+from benchmarks.reading import own_digits
 from mnist_flax import evaluate, export, predict, report
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError

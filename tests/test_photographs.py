@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 import mnist_flax
-from benchmarks import photographs, reading_weights
-from benchmarks.drawn.kinds import INK, KINDS, NONE, ONLY_FITTED, SEVERAL, STROKES, family, is_fitted
-from benchmarks.drawn.strokes import Digits, strokes, thinned
-from benchmarks.photographs import Answer, Picture, ask, named, outcome, pictures, table
-from benchmarks.reading_weights import Ways, cross_validated, fit, strongest, surprise
+from benchmarks.reading import photographs
+from benchmarks.reading.photographs import Answer, Picture, ask, named, outcome, pictures, table
+from benchmarks.reading.synthetic.kinds import INK, KINDS, NONE, ONLY_FITTED, SEVERAL, STROKES, family, is_fitted
+from benchmarks.reading.synthetic.strokes import Digits, strokes, thinned
+from benchmarks.release import reading_weights
+from benchmarks.release.reading_weights import Ways, cross_validated, fit, strongest, surprise
 from mnist_flax import data
 from mnist_flax.reading.scoring import WEIGHTS
 

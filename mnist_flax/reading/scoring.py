@@ -1,7 +1,7 @@
 """How good a way to read a picture is: the log odds that it is right.
 
-`benchmarks.reading_weights` fits the weights to drawn pictures, of which it knows what they show.
-`benchmarks.photographs` measures with other pictures, about half of them of kinds that are never fitted.
+`benchmarks.release.reading_weights` fits the weights to drawn pictures, of which it knows what they show.
+`benchmarks.reading.photographs` measures with other pictures, about half of them of kinds that are never fitted.
 """
 
 import itertools

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.pytorch import Net, make_step
+from benchmarks.speed.pytorch import Net, make_step
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,9 @@ import pytest
 from scipy.spatial.distance import mahalanobis
 
 import mnist_flax
-from benchmarks import strangers
+from benchmarks.reading import transfer
+from benchmarks.reading.synthetic import drawings
+from benchmarks.robustness import verdicts
 from mnist_flax import data
 from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
@@ -46,9 +48,9 @@ def test_what_is_no_digit_is_told_from_what_is():
     digits = data.load("digits", None, 0).test.images[:100]
     _, verdicts = answers.judge(network, np.stack([draw(picture) for picture in digits / np.float32(255)]))
     assert verdicts.count("digit") / len(digits) > 0.9
-    kinds = (strangers.scribbles, strangers.polygons, strangers.stripes)
-    drawings = [1 - kind(np.random.RandomState(seed)) for kind in kinds for seed in range(20)]
-    images = np.stack([draw(ink) for ink in drawings])
+    kinds = (drawings.scribbles, drawings.polygons, drawings.stripes)
+    pictures = [1 - kind(np.random.RandomState(seed)) for kind in kinds for seed in range(20)]
+    images = np.stack([draw(ink) for ink in pictures])
     _, verdicts = answers.judge(network, images)
     assert verdicts.count("not like a digit") / len(verdicts) > 0.7
     # A network of which nothing but its weights is known goes by probability.
@@ -58,11 +60,11 @@ def test_what_is_no_digit_is_told_from_what_is():
 
 
 def test_most_fonts_digits_are_named():
-    assert len(strangers.fonts()) >= 10
+    assert len(drawings.fonts()) >= 10
     network = mnist_flax.load()
-    pictures = list(strangers.glyphs("38"))[1::3]  # one of three sizes
+    pictures = list(drawings.glyphs("38"))[1::3]  # one of three sizes
     pages = [read(network, of_grey(grey)) for grey in pictures]
-    found = [strangers.named(page) for page in pages]
+    found = [verdicts.named(page) for page in pages]
     right = [label == ("3" if i < len(pages) / 2 else "8") for i, label in enumerate(found)]
     assert np.mean(right) > 0.9
 
@@ -71,7 +73,7 @@ def test_digits_that_are_not_mnists(tmp_path, capsys, mnist_dir):
     network = mnist_flax.load()
     card = network.card | {"config": network.card["config"] | {"val_size": 100}}
     weights.save(tmp_path / "w.safetensors", network.variables, card, network.reference)
-    strangers.main([str(tmp_path / "w.safetensors"), "--data-dir", str(mnist_dir)])
+    transfer.main([str(tmp_path / "w.safetensors"), "--data-dir", str(mnist_dir)])
     accuracies = [float(cell) for cell in capsys.readouterr().out.splitlines()[2].strip("| ").split(" | ")[2:]]
     assert len(accuracies) == 5
     assert min(accuracies) > 90

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, features
 
-from benchmarks.drawn.image_files import EXIF_ORIENTATION, UNDO
+from benchmarks.reading.synthetic.image_files import EXIF_ORIENTATION, UNDO
 from mnist_flax.errors import UserError
 from mnist_flax.reading.image import WORKING_SIDE, decode
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 import mnist_flax
-from benchmarks.drawn import layouts
-from benchmarks.drawn.strokes import cropped
+from benchmarks.reading.synthetic import layouts
+from benchmarks.reading.synthetic.strokes import cropped
 from mnist_flax import data
 from mnist_flax.reading.drawing import as_it_is, draw
 from mnist_flax.reading.image import Picture, decode, of_grey

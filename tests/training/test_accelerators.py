@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import to_float64
 
-from benchmarks import hlo
-from benchmarks.accelerators import PROGRAMS, mesh_for, trace
+from benchmarks.compilers import hlo
+from benchmarks.compilers.accelerators import PROGRAMS, mesh_for, trace
 from mnist_flax import bands, ops
 from mnist_flax.config import Config
 from mnist_flax.data import Examples, Normalization
@@ -107,7 +107,7 @@ def test_compiles(target, package, tmp_path):
     if not importlib.util.find_spec(package):
         pytest.skip(f"no compiler for {target}: {package} is not installed")
     path, options = tmp_path / "figures.json", ["--targets", target, "--replicas", "1", "--batch", "64"]
-    command = [sys.executable, "-m", "benchmarks", "accelerators", *options, "--json", str(path)]
+    command = [sys.executable, "-m", "benchmarks.compilers.accelerators", *options, "--json", str(path)]
     subprocess.run([*command, "--programs", "training", "evaluation"], capture_output=True, check=True)
     training, evaluation = json.loads(path.read_text())["tpu" if target.startswith("v") else "gpu"]
     if target.startswith("v"):
@@ -169,7 +169,7 @@ def test_a_tpus_main_memory_is_told_from_that_on_the_chip():
 
 
 def test_what_is_not_installed_is_said(capsys, monkeypatch):
-    from benchmarks import accelerators
+    from benchmarks.compilers import accelerators
 
     def missing(*arguments, **options):
         raise RuntimeError("not installed")
@@ -177,7 +177,7 @@ def test_what_is_not_installed_is_said(capsys, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which the command sets
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
     accelerators.devices_of.cache_clear()
-    accelerators.run(accelerators.parse(["--targets", "v6e:2x2", "h100:8"]))
+    accelerators.main(["--targets", "v6e:2x2", "h100:8"])
     output = capsys.readouterr().out
     assert "v6e:2x2     skipped: no compiler for v6e:2x2 (pip install -e '.[tpu]'): not installed" in output
     assert "(pip install -e '.[cuda13]')" in output

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import failing_writes
 
-from benchmarks import failing_writes
 from mnist_flax import cli
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
@@ -229,7 +229,7 @@ def test_whatever_cannot_be_written_it_is_said_in_one_sentence_and_what_was_save
         pytest.skip("needs Linux and a C compiler, to make calls fail")
     program = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from pathlib import Path
 import test_run_files
 test_run_files.write_runs_that_fail(Path({str(tmp_path)!r}))

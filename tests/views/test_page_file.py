@@ -13,8 +13,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 import mnist_flax
-from benchmarks import page as bench
-from benchmarks.page import SCRIPT, evaluate
+from benchmarks.reading import page as bench
+from benchmarks.reading.page import SCRIPT, evaluate
 from mnist_flax import data, export
 from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN

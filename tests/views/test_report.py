@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import tables
+from benchmarks.release import tables
 from mnist_flax import data, report, train
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError

@@ -1,0 +1,1 @@
+"""What makes the shipped weights, the reading's weights, and the tables in the documentation."""

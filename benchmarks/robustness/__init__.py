@@ -1,0 +1,1 @@
+"""What a network makes of images that are damaged, or show no digit."""
