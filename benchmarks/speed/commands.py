@@ -5,15 +5,9 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.speed.suite import Work, tfds_directory
+from benchmarks.speed.suite import Work
 
-LOAD = "from mnist_flax.data import load; load('mnist', None, None)"
-TFDS_LOAD = """
-import sys, tensorflow_datasets as tfds
-options = {"download_config": tfds.download.DownloadConfig(manual_dir=sys.argv[2])}
-tfds.as_numpy(tfds.load("mnist", data_dir=sys.argv[1], batch_size=-1, download_and_prepare_kwargs=options))
-"""
-KEPT = tempfile.TemporaryDirectory()  # for all rounds: compiled programs, TFDS's prepared records
+KEPT = tempfile.TemporaryDirectory()  # compiled programs, for all rounds
 
 
 def _python(*arguments: str, until: str | None = None, cache: str = KEPT.name) -> None:
@@ -42,13 +36,3 @@ def startup(name: str) -> dict[str, Work]:
         "train --help": Work(lambda: _python("-m", "mnist_flax.train", "--help")),
         "summary": Work(lambda: _python("-m", "mnist_flax.summary")),
     }
-
-
-def data_load(name: str) -> dict[str, Work]:
-    """MNIST by `mnist_flax.data.load`."""
-    return {name: Work(lambda: _python("-c", LOAD))}
-
-
-def tfds_load(name: str) -> dict[str, Work]:
-    """MNIST by `tfds.load` and TensorFlow, from records prepared before the first round."""
-    return {name: Work(lambda: _python("-c", TFDS_LOAD, KEPT.name, str(tfds_directory() / "downloads" / "manual")))}

@@ -77,7 +77,7 @@ class Worker:
 
 def measure(name: str, benchmark: Benchmark, num_rounds: int) -> tuple[list[Round], dict[str, str]]:
     """The figures of every round, in the benchmark's unit, and the peers that were skipped with the reason."""
-    reasons = {peer: why_skipped(name, peer) for peer in benchmark.peers}
+    reasons = {peer: why_skipped(peer) for peer in benchmark.peers}
     skipped = {peer: reason for peer, reason in reasons.items() if reason}
     rounds, workers = [], []
     with contextlib.ExitStack() as stack:

@@ -1,10 +1,8 @@
 """What is measured, and against what. Imports nothing heavy."""
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -67,12 +65,6 @@ SUITE = {
     "startup": Benchmark(
         "a command, until its first step is compiled or to its end", "s", 1.0, {"ours": "commands.startup"}
     ),
-    "data": Benchmark(
-        "a new process that loads MNIST into memory",
-        "s",
-        1.0,
-        {"ours": "commands.data_load", "tfds": "commands.tfds_load"},
-    ),
     "layers": Benchmark(
         "convolutions of 64 images on one core (or accelerator) beside a matrix product and a whole training step",
         "GFLOP/s",
@@ -83,18 +75,8 @@ SUITE = {
 }
 
 
-def why_skipped(name: str, peer: str) -> str | None:
+def why_skipped(peer: str) -> str | None:
     """What this peer lacks here, if anything."""
-    needed = {"torch": ("torch",), "torch-compiled": ("torch", "g++"), "tfds": ("tensorflow",)}
-    for package in needed.get(peer, needed.get(peer.split("-")[0], ())):
-        if not (importlib.util.find_spec(package) or shutil.which(package)):
-            return f"{package} is not installed"
-    # TFDS keeps a downloaded file under a longer name, and takes one placed by hand under its own.
-    if name == "data" and not any((tfds_directory() / "downloads").glob("**/*train-images-idx3*")):
-        return f"MNIST is not in {tfds_directory()}; name a directory that has it in TFDS_DATA_DIR"
-    return None
-
-
-def tfds_directory() -> Path:
-    """Where TFDS keeps its files."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    needed = ["torch"] * peer.startswith("torch") + ["g++"] * (peer == "torch-compiled")
+    missing = [name for name in needed if not (importlib.util.find_spec(name) or shutil.which(name))]
+    return f"{missing[0]} is not installed" if missing else None

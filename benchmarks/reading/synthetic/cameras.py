@@ -6,19 +6,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.reading.synthetic.paper import (
-    BLACK,
-    WHITE,
-    Canvas,
-    Colour,
-    Random,
-    Step,
-    clouds,
-    inked,
-    lit,
-    places,
-    speckle,
-)
+from benchmarks.reading.synthetic import paper
+from benchmarks.reading.synthetic.paper import Canvas, Colour, Random, Step
 
 
 def phone(rng: Random, canvas: Canvas) -> Canvas:
@@ -27,7 +16,7 @@ def phone(rng: Random, canvas: Canvas) -> Canvas:
     image = ndimage.gaussian_filter(canvas, (blur, blur, 0)) * np.float32(
         rng.uniform(0.98, 1.02, 3) * rng.uniform(0.88, 1)
     )
-    return (image + noise * speckle(rng, canvas.shape[:2])[..., None]).clip(0, 1)
+    return (image + noise * paper.speckle(rng, canvas.shape[:2])[..., None]).clip(0, 1)
 
 
 def turned(degrees: float, share: float = 1.0) -> Step:
@@ -56,11 +45,11 @@ def laid_on(colour: Colour, grain: float = 0.08, depth: float = 0.5) -> Step:
 
     def step(rng: Random, canvas: Canvas) -> Canvas:
         shape = canvas.shape[:2]
-        fibres = ndimage.zoom(clouds(rng, (shape[0] // 8 + 1, shape[1]), 60), (8, 1), order=1)[: shape[0]]
+        fibres = ndimage.zoom(paper.clouds(rng, (shape[0] // 8 + 1, shape[1]), 60), (8, 1), order=1)[: shape[0]]
         desk = (np.float32(colour) * (1 + grain * fibres)[..., None]).clip(0, 1)
         opaque = canvas[..., 3]
         cast = ndimage.gaussian_filter(np.roll(opaque, (6, 4), (0, 1)), 6)
-        desk = lit(desk, 1 - depth * cast)
+        desk = paper.lit(desk, 1 - depth * cast)
         return desk + opaque[..., None] * (canvas[..., :3] - desk)
 
     return step
@@ -106,7 +95,7 @@ def rounded(rng: Random, canvas: Canvas) -> Canvas:
     """Transparent rounded corners."""
     height, width = canvas.shape[:2]
     radius = rng.uniform(0.08, 0.16) * min(height, width)
-    rows, columns = (place * side for place, side in zip(places(canvas), (height, width), strict=True))
+    rows, columns = (place * side for place, side in zip(paper.places(canvas), (height, width), strict=True))
     down, across = (np.maximum(radius - np.minimum(x, side - x), 0) for x, side in ((rows, height), (columns, width)))
     return np.dstack([canvas, np.clip(radius - np.hypot(down, across), 0, 1)])
 
@@ -141,7 +130,7 @@ def axes(rng: Random, canvas: Canvas) -> Canvas:
     cover[margin:-margin, [margin, width - margin]] = cover[[margin, height - margin], margin : -margin + 1] = 1
     for tick in np.linspace(margin + 6, width - margin - 6, 6).astype(int):
         cover[height - margin : height - margin + 5, tick] = cover[tick, margin - 5 : margin] = 1
-    return inked(wide, cover, BLACK)
+    return paper.inked(wide, cover, paper.BLACK)
 
 
 def colour_map(name: str) -> Step:
@@ -153,7 +142,7 @@ def colour_map(name: str) -> Step:
 
 def screen(rng: Random, canvas: Canvas) -> Canvas:
     """A picture of a screen: its rows and subpixels beat with the camera's."""
-    rows, columns = (place * side for place, side in zip(places(canvas), canvas.shape, strict=False))
+    rows, columns = (place * side for place, side in zip(paper.places(canvas), canvas.shape, strict=False))
     pitch, tilt = rng.uniform(2.6, 3.6), rng.uniform(-0.04, 0.04)
     across, down = (columns + tilt * rows) / pitch, (rows - tilt * columns) / pitch
     red, green, blue = (0.75 + 0.25 * np.cos(2 * np.pi * (across - shift / 3)) for shift in range(3))
@@ -167,7 +156,7 @@ def impulses(amount: float) -> Step:
     def step(rng: Random, canvas: Canvas) -> Canvas:
         draw = rng.random_sample(canvas.shape[:2])[..., None]
         return np.where(
-            draw < amount / 2, np.float32(BLACK), np.where(draw > 1 - amount / 2, np.float32(WHITE), canvas)
+            draw < amount / 2, np.float32(paper.BLACK), np.where(draw > 1 - amount / 2, np.float32(paper.WHITE), canvas)
         )
 
     return step
