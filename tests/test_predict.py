@@ -116,7 +116,7 @@ def test_why_no_digit_is_named_is_said(tmp_path, capsys):
     star.resize((12, 12), Image.Resampling.BOX).crop((1, 1, 11, 11)).save(tmp_path / "tiny.png")
     out, _ = run(capsys, *(tmp_path / f"{name}.png" for name in ("blank", "dark", "star", "tiny")))
     blank, dark, star, tiny = out.splitlines()
-    assert "blank.png: no ink (nothing stands out by a tenth of black to white;" in blank
+    assert "blank.png: no ink (nothing is clearly darker or lighter than the paper;" in blank
     assert "dark.png: no ink (the picture is almost black; more light would help)" in dark
     assert re.search(r"star\.png: not like a digit; the nearest is \d \(crop the picture to the digits\)", star)
     assert re.search(r"pixels high; a larger picture would help\)", tiny)

@@ -22,7 +22,7 @@ from mnist_flax import data, ops
 from mnist_flax.cli import command
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier
-from mnist_flax.inference.novelty import BLOCKS, distances
+from mnist_flax.inference.ood import BLOCKS, distances
 from mnist_flax.model import Conv
 from mnist_flax.reading.drawing import draw
 

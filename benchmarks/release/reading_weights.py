@@ -24,7 +24,7 @@ from mnist_flax import data
 from mnist_flax.cli import command
 from mnist_flax.inference import classifier
 from mnist_flax.reading import image, proposals, scoring
-from mnist_flax.reading.judging import Judge
+from mnist_flax.reading.candidates import CandidateScorer
 from mnist_flax.reading.parts import Parts
 from mnist_flax.reading.reader import in_reading_order
 
@@ -42,10 +42,10 @@ class Ways(NamedTuple):
 
 def ways_to_read(network: classifier.Classifier, file: bytes, labels: Sequence[str]) -> Ways:
     """All ways to read a picture that name a digit, and the one that names none."""
-    rows, right, judge = [], [], Judge(network)
+    rows, right, scorer = [], [], CandidateScorer(network)
     for tone in proposals.all_tones(image.decode(file)):
         parts = Parts(tone.ink)
-        for reading in proposals.readings(tone, parts, judge):
+        for reading in proposals.readings(tone, parts, scorer):
             named = [digit for digit in reading.digits if digit.is_named]
             if named:
                 found = scoring.features(tone, parts, reading.digits)

@@ -21,7 +21,7 @@ class Normalization(NamedTuple):
     std: float
 
     def __call__(self, images: Any) -> Any:
-        """`(..., 28, 28)` images in 0..255 as network input `(..., 28, 28, 1)`: float32, unless they have their own."""
+        """`(..., 28, 28)` images in 0..255 as network input `(..., 28, 28, 1)`; integers become float32."""
         if np.issubdtype(images.dtype, np.integer):
             images = images.astype(np.float32)
         return (images * (1 / (255 * self.std)) - self.mean / self.std)[..., None]
@@ -66,7 +66,7 @@ def stratified_choice(labels: Int[np.ndarray, " n"], size: int, seed: int) -> Sh
 
 
 def split_off(examples: Examples, size: int) -> tuple[Examples, Examples]:
-    """The other examples, and `size` of them with the classes in proportion: always the same ones."""
+    """Split off `size` examples with the classes in proportion, always the same ones: the rest, and these."""
     chosen = stratified_choice(examples.labels, size, seed=0)
     rest, some = (Examples(examples.images[mask], examples.labels[mask]) for mask in (~chosen, chosen))
     return rest, some

@@ -46,18 +46,18 @@ def find(root: Path, suffixes: Collection[str]) -> dict[str, Classes]:
 
 
 def some(items: Sequence[object]) -> str:
-    """The first of them, and how many more there are."""
+    """The first of some items, and how many more there are."""
     more = len(items) - MOST_NAMED
     return ", ".join(map(str, items[:MOST_NAMED])) + f" and {more} more" * (more > 0)
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, by name, without what is hidden or junk."""
+    """The entries of a folder, sorted by name, without hidden ones and junk."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in JUNK)
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders among them; only links are looked up, for there may be thousands of images."""
+    """The folders in a folder; only links are looked up, for there may be thousands of images."""
     with os.scandir(folder) as entries:
         names = {entry.name for entry in entries if entry.is_dir()}
     return [path for path in listed(folder) if path.name in names]

@@ -42,7 +42,7 @@ def decode_idx(data: bytes, num_dimensions: int) -> UInt8[np.ndarray, "..."]:
 
 
 def num_dimensions(file: str) -> int:
-    """Of one of `FILES`: its name ends with it."""
+    """The number of dimensions of one of `FILES`, with which its name ends."""
     return int(file[-1])
 
 

@@ -1,6 +1,4 @@
-"""Images as people have them, as this project's networks take them: uint8 of shape (n, 28, 28)."""
-
-from typing import Any
+"""Converts images of any array type to what the networks take: uint8 of shape (n, 28, 28)."""
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -43,7 +41,7 @@ def as_images(images: ArrayLike) -> UInt8[np.ndarray, "n 28 28"]:
     return pixels.reshape(num_images, SIDE, SIDE)
 
 
-def _array(images: Any) -> Shaped[np.ndarray, "..."]:
+def _array(images: ArrayLike) -> Shaped[np.ndarray, "..."]:
     try:
         array = np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on a GPU or with a gradient

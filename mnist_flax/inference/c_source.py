@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ _TEMPLATES = {suffix: Path(__file__).with_name(f"digits{suffix}.in") for suffix 
 
 def export(
     network: Classifier, path: Path, data_dir: Path | None = None, load: integers.Load = data.load
-) -> dict[str, Any]:
+) -> dict[str, str | int]:
     """Write `network` to `path` and to a header beside it; returns their names and the program's figures.
 
     Args:
@@ -47,7 +46,7 @@ def export(
 
 
 def sizes(network: IntegerNetwork) -> dict[str, int]:
-    """What the program takes beside its code, in bytes, and how much it multiplies, zeros around the inputs too."""
+    """Bytes of constants and RAM that the program needs beside its code, and its multiply-adds, padding included."""
     channels = sum(len(layer.bias) for layer in network.layers)
     rows = sum(kept * _bytes_of_row(layer) for layer, kept in _kept_rows(network))
     return {
@@ -108,12 +107,12 @@ def _bytes_of_row(layer: Layer) -> int:
 
 
 def _in_fours(layer: Layer) -> np.ndarray:
-    """A row of weights for each channel, filled up with zeros: the program multiplies four at a time."""
+    """A row of weights for each channel, padded with zeros: the program multiplies four at a time."""
     rows = layer.weights.reshape(len(layer.bias), -1)
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
 
 
-def _table(declaration: str, rows: Iterable[Any], form: str = "{}") -> str:
+def _table(declaration: str, rows: Iterable[Iterable[object]], form: str = "{}") -> str:
     """A constant array. Each row begins a line."""
     lines = (form.format(", ".join(map(str, row))) + "," for row in rows)
     wrapped = (textwrap.fill(line, 116, initial_indent="    ", subsequent_indent="        ") for line in lines)
@@ -131,6 +130,6 @@ def _accuracy(network: Classifier) -> str:
 
 
 def _literal(text: str) -> str:
-    r"""A string of C. What could end it, or the comment that it stands in, is written as \ooo."""
+    r"""A C string literal. What could end it, or the comment that it stands in, is written as \ooo."""
     plain = f"{string.ascii_letters}{string.digits} _-.+"
     return '"' + "".join(chr(byte) if chr(byte) in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'

@@ -9,14 +9,16 @@ from mnist_flax.errors import UserError
 from mnist_flax.model import BLOCKS
 from mnist_flax.training.contents import recorded
 
+Card = dict[str, Any]  # as JSON has it
+
 MAXIMA = "activation_maxima"  # the largest output of each block on training images, in the order of `model.BLOCKS`
 INT8_ACCURACY = "int8_test_accuracy"  # of the network in integers
 # Not all cards have all of them.
 _NUMBERS = ("val_accuracy", "val_loss", "temperature", "step", "epoch", "seed", INT8_ACCURACY)
 
 
-def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return `card` if all that uses a card can use this one.
+def check(card: object, where: object, *, required: tuple[str, ...] = ()) -> Card:
+    """Return `card` if every entry that a command may use is there and of the right kind.
 
     Raises:
         UserError: it is no card, or one of its values is missing or of the wrong kind.
@@ -50,9 +52,9 @@ def check(card: Any, where: object, *, required: tuple[str, ...] = ()) -> dict[s
     return card
 
 
-def _are_maxima(value: Any) -> bool:
+def _are_maxima(value: object) -> bool:
     return isinstance(value, list) and len(value) == len(BLOCKS) and all(_is_number(x) and x >= 0 for x in value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -16,7 +16,8 @@ from mnist_flax.data import NUM_CLASSES, Dataset, Normalization
 from mnist_flax.data.images import as_images
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
-from mnist_flax.inference.novelty import BLOCKS, Features, Reference, distances
+from mnist_flax.inference.card import Card
+from mnist_flax.inference.ood import BLOCKS, Features, MahalanobisStatistics, distances
 from mnist_flax.model import MNISTNet
 from mnist_flax.training.devices import devices, usual_modes
 from mnist_flax.training.mesh import RUN_ONCE, compile_for_one_device
@@ -37,10 +38,10 @@ class Classifier:
         class_names: by label.
         card: what is known about it: data set, configuration, accuracies.
         temperature: the logits are divided by it, so that probabilities are calibrated; 1 if it was never fitted.
-        reference: what `novelty` is measured from; None if it was never fitted.
+        reference: the statistics that `novelty` is computed from; None if they were never fitted.
     """
 
-    def __init__(self, variables: dict[str, Any], card: dict[str, Any], reference: Reference | None = None) -> None:
+    def __init__(self, variables: dict[str, Any], card: Card, reference: MahalanobisStatistics | None = None) -> None:
         self.variables, self.card, self.reference = variables, card, reference
         self.normalization = Normalization(**card["normalization"])
         self.temperature: float = card.get("temperature", 1.0)
@@ -81,10 +82,10 @@ class Classifier:
         return _in_batches(functools.partial(compiled, shifts=shifts), images, most)
 
     def novelty(self, images: ArrayLike) -> Float[np.ndarray, " n"] | None:
-        """The out-of-distribution score of each image: 99.5 % of held-out images have at most 1. Higher is less likely.
+        """The out-of-distribution score of each image; 99.5 % of held-out images score at most 1.
 
-        It is for images in MNIST's geometry, as `reading.drawing.draw` makes them: blur alone raises it. None if the
-        network has no `reference`.
+        The images have to be in MNIST's geometry, as `reading.drawing.draw` makes them: blur alone raises the score.
+        None if the network has no `reference`.
         """
         return None if self.reference is None else distances(self.reference, self.features(images))
 
@@ -128,7 +129,7 @@ def compiled_log_probabilities(
 
 
 @functools.cache
-def _compiled_activations(normalization: Normalization, num_classes: int) -> Any:
+def _compiled_activations(normalization: Normalization, num_classes: int) -> Callable[..., dict[str, Array]]:
     def outputs(variables: Any, images: Array) -> dict[str, Array]:
         return _run(normalization, num_classes, variables, images)[1]
 
@@ -136,7 +137,7 @@ def _compiled_activations(normalization: Normalization, num_classes: int) -> Any
 
 
 @functools.cache
-def _compiled_outputs(normalization: Normalization, num_classes: int) -> Any:
+def _compiled_outputs(normalization: Normalization, num_classes: int) -> Callable[..., Array]:
     def outputs(variables: Any, temperature: Float[Array, ""], images: Array) -> Array:
         logits, blocks = _run(normalization, num_classes, variables, images)
         features = [blocks[name].mean((1, 2)) for name in BLOCKS]
@@ -156,7 +157,7 @@ def _run(
 
 
 def _in_batches(function: Callable[..., Array], images: ArrayLike, most: int = BATCHES[-1]) -> np.ndarray:
-    """`function` of all images, in batches of the smallest of `BATCHES` that holds them all, or of `most`."""
+    """Apply `function` to images in batches: of the smallest of `BATCHES` that holds them all, else of `most`."""
     images = as_images(images)
     size = next((size for size in BATCHES if len(images) <= size <= most), most)
     padded = np.pad(images, ((0, -len(images) % size if len(images) else size), (0, 0), (0, 0)))

@@ -1,4 +1,4 @@
-"""How good a trained network is on a data set: `evaluate` measures it, `describe` tells the figures."""
+"""How good a trained network is on a data set: `evaluate` measures it, `describe` writes the figures as text."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ from mnist_flax.inference.metrics import LogProbabilities
 
 
 class Evaluation(NamedTuple):
-    """A network, the examples it was measured on, what it said of them, and the figures (what `--json` prints)."""
+    """A network, the examples it was measured on, its answers, and the figures (what `--json` prints)."""
 
     network: Classifier
     examples: Examples
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def _divided(network: Classifier, name: str, data_dir: Path | None, load: integers.Load) -> Dataset:
-    """A data set, with as many images held out as by the network's run if it is that run's, also moved or copied."""
+    """Load a data set; if the network was trained on it, split as its run did, even if it was moved or copied."""
     val_size = network.card["config"]["val_size"]
     if located(name) == located(network.card["dataset"]):
         return load(name, data_dir, val_size)
@@ -81,7 +81,7 @@ def measure(
     in_integers: integers.IntegerNetwork | None = None,
     **origin: str,
 ) -> Evaluation:
-    """Measure a network, or it in integers, on examples; the figures begin with `origin`: what was measured."""
+    """Measure a network, in float32 or in integers, on examples; the figures begin with `origin`."""
     if in_integers:
         logits = in_integers.logits(examples.images) * (in_integers.unit / network.temperature)
         log_probabilities = special.log_softmax(logits.astype(np.float32), axis=-1)

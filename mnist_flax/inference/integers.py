@@ -34,7 +34,7 @@ Load = Callable[[str, Path | None, int | None], Dataset]
 
 
 class Layer(NamedTuple):
-    """A convolution and ReLU: an output is (sum + bias) · scale / 2^32, rounded half up, and from 0 to 255."""
+    """A convolution and ReLU: an output is (sum + bias) · scale / 2^32, rounded half up and clipped to 0..255."""
 
     name: str
     weights: Int64[np.ndarray, "features size size channels"]
@@ -47,12 +47,12 @@ class Layer(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of its output before pooling."""
+        """Width of its output before pooling."""
         return self.width_in + 2 * self.padding - self.weights.shape[1] + 1
 
 
 class IntegerNetwork(NamedTuple):
-    """A network's blocks, and what makes logits of the last one's outputs, summed over the image.
+    """A network in integers: its blocks, and the final layer, for the last block's outputs summed over the image.
 
     A logit is an integer. Times `unit` it is about that of the network in float32.
     """
@@ -76,7 +76,7 @@ class IntegerNetwork(NamedTuple):
 
 
 def named_alike(network: Classifier, in_integers: IntegerNetwork) -> dict[str, int]:
-    """Of how many real digits, "images", how many have the label that the network gives: "named_as_in_float32"."""
+    """Count real digits ("images"), and those that get the same label in integers ("named_as_in_float32")."""
     images = data.load("digits", None, 0).test.images
     same = in_integers.logits(images).argmax(-1) == network.predict(images)[0]
     return {"images": len(images), "named_as_in_float32": int(same.sum())}
@@ -145,7 +145,7 @@ def quantize(network: Classifier, largest: list[float]) -> IntegerNetwork:
 def _units(
     kernel: Float[np.ndarray, "rows n"], bias: Float[np.ndarray, "rows m"], largest_bias: int
 ) -> Float[np.ndarray, " rows"]:
-    """What a weight of 1 stands for in each row: so much that no weight is above 127, and no bias above the largest."""
+    """The real value of a weight of 1, by row: the least at which no weight exceeds 127 and no bias the largest."""
     units = np.maximum(np.abs(kernel).max(1) / 127, np.abs(bias).max(1) / largest_bias)
     return np.where(units > 0, units, units.max() or 1.0)  # a row may be all zeros
 
@@ -155,7 +155,7 @@ def _rounded(x: Float[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
 
 
 def folded(network: Classifier) -> list[tuple[str, Float[np.ndarray, "o h w i"], Float[np.ndarray, " o"]]]:
-    """Name, kernel and bias of each block as a convolution and ReLU alone; the first takes pixels in 0..255."""
+    """Each block with BatchNorm folded in: its name, kernel and bias; the first takes pixels in 0..255."""
     state_dict, (mean, std) = interop.to_pytorch(network.variables), network.normalization
     blocks = []
     for name in BLOCKS:

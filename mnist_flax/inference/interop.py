@@ -59,11 +59,11 @@ def from_pytorch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return variables
 
 
-def _is_counter(name: Any) -> bool:
+def _is_counter(name: object) -> bool:
     return str(name).rpartition(".")[-1] in _COUNTERS
 
 
-def _first(names: Collection[Any]) -> str:
+def _first(names: Collection[object]) -> str:
     shown = sorted(map(str, names))[:3]
     return f"{shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
@@ -105,7 +105,7 @@ def to_pytorch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def fold_batch_norm(state_dict: Mapping[str, np.ndarray], block: str) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a convolution that does what the block's convolution and BatchNorm do."""
+    """Kernel and bias of the one convolution that equals a block's convolution and BatchNorm."""
     weight, shift, mean, variance = (
         state_dict[f"{block}.1.{name}"].astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
     )

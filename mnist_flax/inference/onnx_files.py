@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
+from numpy.typing import ArrayLike, DTypeLike
 
 from mnist_flax.errors import require
 from mnist_flax.files import SIGN
@@ -24,7 +26,7 @@ _ZERO_WEIGHT = 128
 
 
 class Variant(NamedTuple):
-    """Which ONNX file.
+    """The kind of ONNX file to write.
 
     Attributes:
         takes: `BYTES`, uint8 (n, 28, 28) in 0..255; or `FLOATS`, float32 (n, 1, 28, 28) in 0..1.
@@ -51,9 +53,9 @@ class _Layer(NamedTuple):
 
 
 class _Graph:
-    """Nodes, each of which takes the output of the one before, and their constants."""
+    """A graph that grows: a chain of nodes, each of which takes the output of the one before, and their constants."""
 
-    def __init__(self, helper: Any, start: str) -> None:
+    def __init__(self, helper: ModuleType, start: str) -> None:
         self.helper, self.last = helper, start
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
@@ -62,22 +64,22 @@ class _Graph:
         self.nodes.append(self.helper.make_node(operation, [self.last, *inputs], [name], name=name, **attributes))
         self.last = name
 
-    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+    def constant(self, name: str, value: ArrayLike, dtype: DTypeLike = np.float32) -> str:
         self.constants[name] = np.asarray(value, dtype)
         return name
 
     def in_uint8(self, name: str, unit: float) -> tuple[str, str]:
-        """What makes real numbers of integers: the scale, and the zero point, which is 0."""
+        """Add the scale and the zero point, which is 0, of a uint8 tensor; returns their names."""
         return self.constant(f"{name}.scale", unit), self.constant("zero", 0, np.uint8)
 
     def quantize(self, name: str, unit: float | None) -> None:
-        """Round what `name` gives to multiples of `unit`, if that is given."""
+        """Round the output of node `name` to multiples of `unit`, if that is given."""
         if unit is not None:
             self.add("QuantizeLinear", f"{name}.quantized", *self.in_uint8(name, unit))
             self.add("DequantizeLinear", f"{name}.dequantized", *self.in_uint8(name, unit))
 
     def parameter(self, name: str, value: np.ndarray, scale: np.ndarray | None, zero: int, dtype: type) -> str:
-        """An array in float32; or integers, if they have a scale."""
+        """Add a weight or bias in float32, or in integers if it has a scale."""
         if scale is None:
             return self.constant(name, value)
         inputs = [
@@ -178,7 +180,7 @@ def _layers(network: Classifier, integers: IntegerNetwork | None) -> list[_Layer
 
 
 def reader(path: Path, variant: Variant) -> Callable[[UInt8[np.ndarray, "n 28 28"]], Float[np.ndarray, "n classes"]]:
-    """What ONNX Runtime makes of images by a file, as a function; the last batch of a fixed number is filled up."""
+    """A function that runs a file on images by ONNX Runtime; the last batch of a fixed number is padded."""
     runtime = require("onnxruntime", "to check ONNX")
     session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 

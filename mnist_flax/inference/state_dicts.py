@@ -1,4 +1,4 @@
-"""Finds the network's weights in files as people have them: beside other entries, under names with prefixes."""
+"""Finds the network's weights in files of other programs: beside other entries, under names with prefixes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
 
 
-def find(content: Any) -> dict[str, Any]:
+def find(content: object) -> dict[str, Any]:
     """The network's state dict in what a file holds, under the names that `interop.from_pytorch` takes.
 
     It may be an entry beside others, such as an optimizer's state, and its names may have prefixes.
@@ -49,7 +49,7 @@ def find(content: Any) -> dict[str, Any]:
     return chosen[0][1]
 
 
-def _dictionaries(content: Any, where: str = "", depth: int = 3) -> Iterator[tuple[str, dict[Any, Any]]]:
+def _dictionaries(content: object, where: str = "", depth: int = 3) -> Iterator[tuple[str, dict[Any, Any]]]:
     """The dictionaries in what a file holds, each with the name of its entry."""
     if isinstance(content, dict):
         yield where, content
@@ -80,7 +80,7 @@ def _without_prefixes(entry: dict[Any, Any]) -> dict[str, Any]:
     return plain
 
 
-def _what_else(content: Any) -> str:
+def _what_else(content: object) -> str:
     """The message about a file without weights of this network."""
     dictionaries = [entry for _, entry in _dictionaries(content)]
     others = _tensors(max(dictionaries, key=lambda entry: len(_tensors(entry)), default={}))

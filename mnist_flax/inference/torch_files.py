@@ -1,4 +1,4 @@
-"""Reads weights files of unknown make: of PyTorch, old and new format, or safetensors. Runs no code from the file."""
+"""Reads weights files of unknown origin: PyTorch's old and new formats, and safetensors. Runs no code from the file."""
 
 import io
 import re
@@ -31,14 +31,14 @@ _GLOBAL = re.compile(rb"c([\w.]+)\n([\w.]+)\n")
 class StandIn:
     """Stands for an object whose class is not PyTorch's own. It keeps nothing of the object but its class's name."""
 
-    def __new__(cls, *_: Any) -> "StandIn":
+    def __new__(cls, *_: object) -> "StandIn":
         """Take the object's arguments, whatever they are."""
         return super().__new__(cls)
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
+    def __setstate__(self, _: object) -> None:
         """Take the object's state, whatever it is."""
 
 
@@ -66,7 +66,7 @@ def needs_import(path: Path) -> str:
     return f"{path} holds PyTorch weights; {command} makes a file that can be used here"
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> object:
     """What a file holds: dictionaries and lists of tensors and other values; of a safetensors file a flat dictionary.
 
     The content decides what kind of file it is, not the name.
@@ -112,6 +112,6 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: neither a PyTorch file nor a sound safetensors file ({error}); {ADVICE}") from error
 
 
-def describe(value: Any) -> str:
-    """What kind of value it is, for a message."""
+def describe(value: object) -> str:
+    """The kind of a value, in words for a message."""
     return f"an object of class {type(value).__name__}" if isinstance(value, StandIn) else type(value).__name__

@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,8 +11,9 @@ from flax import traverse_util
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_bytes
-from mnist_flax.inference import novelty, torch_files
-from mnist_flax.inference.card import MAXIMA, check
+from mnist_flax.inference import torch_files
+from mnist_flax.inference.card import MAXIMA, Card, check
+from mnist_flax.inference.ood import NUM_FEATURES, MahalanobisStatistics
 from mnist_flax.model import NUM_CLASSES, variable_shapes
 from mnist_flax.training.contents import NETWORK, seed_directories
 
@@ -21,10 +22,22 @@ _REFERENCE = "reference"
 _FIGURES = ("epoch", "val_accuracy", "val_loss")  # that a run has of an epoch
 
 
-def save(
-    path: Path, variables: dict[str, Any], card: dict[str, Any], reference: novelty.Reference | None = None
-) -> None:
-    """Write `{"params", "batch_stats"}`, their card, and the reference of the out-of-distribution score, if any.
+class Trained(NamedTuple):
+    """A trained network as a file holds it.
+
+    Attributes:
+        variables: `{"params", "batch_stats"}`.
+        card: what is known about it.
+        reference: the statistics of its out-of-distribution score, if any.
+    """
+
+    variables: dict[str, Any]
+    card: Card
+    reference: MahalanobisStatistics | None = None
+
+
+def save(path: Path, variables: dict[str, Any], card: Card, reference: MahalanobisStatistics | None = None) -> None:
+    """Write a network's variables, its card, and the statistics of its out-of-distribution score, if any.
 
     Tensors are named like "params/block1/conv/kernel" and "reference/means".
     """
@@ -37,8 +50,8 @@ def save(
     write_bytes(path, to_bytes(tensors, metadata={_CARD: json.dumps(card)}))
 
 
-def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
-    """Variables, card and reference of a file that `save` wrote.
+def load(path: Path) -> Trained:
+    """Read a file that `save` wrote.
 
     Raises:
         UserError: it is not such a file, or not this network's.
@@ -59,7 +72,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     if any(name.startswith(_REFERENCE) for name in shapes):
         names = card.get("class_names") if isinstance(card, dict) else None
         num_classes = len(names) if isinstance(names, list) else NUM_CLASSES
-        sides = {"means": (num_classes, novelty.NUM_FEATURES), "whitening": (novelty.NUM_FEATURES,) * 2}
+        sides = {"means": (num_classes, NUM_FEATURES), "whitening": (NUM_FEATURES,) * 2}
         expected_shapes |= {f"{_REFERENCE}/{name}": shape for name, shape in sides.items()}
     if shapes != expected_shapes:
         wrong = sorted(set(shapes.items()) ^ set(expected_shapes.items()))
@@ -69,11 +82,11 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference 
     card = check(card, path)
     variables = traverse_util.unflatten_dict(tensors, sep="/")
     reference: Any = variables.pop(_REFERENCE, None)
-    return variables, card, reference and novelty.Reference(**reference)
+    return Trained(variables, card, reference and MahalanobisStatistics(**reference))
 
 
-def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
-    """Variables, card and reference of a network that a run trained.
+def load_run(directory: Path) -> Trained:
+    """Read a network that a run trained, from its checkpoints.
 
     `directory` is one of these:
 
@@ -98,7 +111,7 @@ def load_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any], novelty.R
     return _calibrated(variables, card, next((run / NETWORK for run in above if (run / NETWORK).exists()), None))
 
 
-def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], Card]:
     """Variables and card of a checkpoint, or of the newest in a directory of checkpoints."""
     from mnist_flax.training.checkpoint_reading import (  # with Orbax, which takes a second to import
         find,
@@ -114,7 +127,7 @@ def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return variables, check(card, checkpoint, required=("val_accuracy", "val_loss"))
 
 
-def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, Any], Card]:
     """Variables and card of a checkpoint in `last`: the card of the run's best network, with its own figures."""
     from mnist_flax.training.checkpoint_reading import read_arrays
 
@@ -137,12 +150,10 @@ def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, An
     return variables, check({**card, "step": int(step), **figures}, checkpoint)
 
 
-def _calibrated(
-    variables: dict[str, Any], card: dict[str, Any], path: Path | None
-) -> tuple[dict[str, Any], dict[str, Any], novelty.Reference | None]:
-    """A checkpoint with the temperature and reference in `path`, if they were fitted for these very variables."""
+def _calibrated(variables: dict[str, Any], card: Card, path: Path | None) -> Trained:
+    """A checkpoint with the temperature and statistics in `path`, if they were fitted for these very variables."""
     if path is None:
-        return variables, card, None
+        return Trained(variables, card)
     try:
         fitted, fitted_card, reference = load(path)
     except UserError as error:
@@ -151,7 +162,7 @@ def _calibrated(
             "and run the command again that trained it",
             stacklevel=2,
         )
-        return variables, card, None
+        return Trained(variables, card)
     if not jax.tree.all(jax.tree.map(np.array_equal, fitted, variables)):
-        return variables, card, None
-    return variables, {**fitted_card, **card}, reference
+        return Trained(variables, card)
+    return Trained(variables, {**fitted_card, **card}, reference)

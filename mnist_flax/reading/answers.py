@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 
 from mnist_flax.errors import UserError
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading.candidates import CLEAR
 from mnist_flax.reading.image import SUFFIXES, Picture, decode
-from mnist_flax.reading.judging import CLEAR
 from mnist_flax.reading.reader import Page, read
 
 MAX_BYTES = 100_000_000
@@ -21,7 +21,7 @@ REPORT = "; please report this picture"
 
 
 class Answer(NamedTuple):
-    """What is known about one file.
+    """The answer about one image file, and what it was made from.
 
     Attributes:
         result: for people and programs; its keys are those of `answer`.
@@ -75,7 +75,7 @@ def _contents(path: Path | None) -> bytes:
 
 
 def describe(network: Classifier, page: Page) -> dict[str, Any]:
-    """What was found in a picture, as JSON has it.
+    """What was found in a picture, as a JSON object.
 
     Keys: `digit`, the class name if there is exactly one digit; its `probability`; `probabilities` by class, of the
     best guess if none is named, None if there are several digits or no ink; `verdict`, as `Page` has it; `digits`, in
@@ -108,14 +108,14 @@ def by_class(network: Classifier, probabilities: Float[np.ndarray, " classes"]) 
 
 
 def inputs(page: Page) -> list[UInt8[np.ndarray, "28 28"]]:
-    """What the network saw of each digit; of the best guess if none is named."""
+    """The network's input for each digit, or for the best guess if none is named."""
     if page.digits or page.best is None:
         return [digit.pixels for digit in page.digits]
     return [page.best.pixels]
 
 
 def hint(page: Page, picture: Picture) -> str:
-    """Why no digit is named and what would help, in a few words; empty if one is named or that is not known."""
+    """Why no digit is named and what would help; empty if one is named or the reason is not known."""
     if page.digits:
         return ""
     if page.best is None and page.verdict != "no ink":
@@ -123,7 +123,7 @@ def hint(page: Page, picture: Picture) -> str:
     if page.best is None:
         if float(picture.rgb.mean()) < DARK:
             return "the picture is almost black; more light would help"
-        return "nothing stands out by a tenth of black to white; more light or a darker pen would help"
+        return "nothing is clearly darker or lighter than the paper; more light or a darker pen would help"
     box = page.best.group.box
     pixels = round(max(box.height, box.width) * picture.scale)
     if pixels < MIN_HEIGHT:

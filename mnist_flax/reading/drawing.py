@@ -33,7 +33,7 @@ def draw(ink: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
 
 
 def as_it_is(grey: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"] | None:
-    """A picture that is drawn as MNIST's are, light on dark or turned round, without drawing it again; else None."""
+    """A picture that is in MNIST's geometry already, as light ink on a dark ground; None for other pictures."""
     if grey.shape != (SIDE, SIDE):
         return None
     ink = grey if np.median(grey) < 0.5 else 1 - grey

@@ -1,4 +1,4 @@
-"""What a network is to see of image files: drawn by all cores, and kept for the next command."""
+"""Image files as a network's inputs: drawn by all cores, and kept for the next command."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ _NOTHING = np.zeros((28, 28), np.uint8)
 
 
 class Drawing(NamedTuple):
-    """What is known about an image file.
+    """An image file as a network's input, or why it cannot be used.
 
     Attributes:
         fault: why it cannot be used; empty if it can.
@@ -40,7 +40,7 @@ Kept = dict[bytes, Drawing]  # by the SHA-256 of the image file
 
 
 def drawings(root: Path, paths: list[Path]) -> list[Drawing]:
-    """What is known about each of the images in a folder.
+    """Draw the images in a folder, or take the drawings that a command before has kept.
 
     The shipped network judges what in an image is the digit, whichever network is trained: the same files always give
     the same drawings. A digit that it does not recognise is worth training on, and its best guess is taken.
@@ -68,7 +68,7 @@ def kept_in(root: Path) -> Path | None:
 
 
 def _draw(network: Classifier, kept: Kept, path: Path) -> tuple[bytes, Drawing]:
-    """The SHA-256 of a file, and what is known about it."""
+    """The SHA-256 of a file, and its drawing."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()

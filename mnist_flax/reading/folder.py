@@ -1,4 +1,4 @@
-"""Data sets by name, in files, or in folders of images, of which training sees what `predict` draws."""
+"""Data sets by name, from files of arrays, or from folders of images, which are drawn as `predict` draws them."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Pixels = dict[Path, UInt8[np.ndarray, "28 28"]]
 
 
 def load(name: str, data_dir: Path | None, val_size: int | None) -> Dataset:
-    """A data set: one that `data.load` knows by its name, a file of arrays, or a folder of them or of images.
+    """Load a data set: by a name that `data.load` knows, from a file of arrays, or from a folder of them or of images.
 
     Without a test split a fifth of the images is that; without a validation split, `val_size` of the others are held
     out as of any data set.
@@ -50,7 +50,7 @@ def _examples(classes: Classes, class_names: tuple[str, ...], pixels: Pixels) ->
 
 
 def _pixels(root: Path, paths: list[Path]) -> Pixels:
-    """What a network is to see of each image.
+    """Each image as a network's input.
 
     Raises:
         UserError: some images cannot be used; the message names them.

@@ -1,10 +1,10 @@
-"""What in a picture may be ink: several readings of its tones, each a map of ink in 0..1."""
+"""What in a picture may be ink: several ways to see its tones, each a map of ink in 0..1."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from mnist_flax.reading.image import Picture
@@ -39,7 +39,7 @@ class Tone(NamedTuple):
 
 
 def tones(picture: Picture) -> Iterator[Tone]:
-    """Readings of a picture's tones, the most likely ones first."""
+    """The ways to see a picture, the most likely ones first."""
     grey = picture.rgb @ LUMINANCE
     opaque = picture.alpha > 0.5
     if opaque.mean() <= 1 / 3:
@@ -137,7 +137,7 @@ def _lines(mask: Mask, length: int, axis: int) -> Mask:
     return (run > 0) & mask
 
 
-def _longer_than_strokes(line: Mask, others: Any, axis: int) -> Mask:
+def _longer_than_strokes(line: Mask, others: Int[np.ndarray, "h w"], axis: int) -> Mask:
     """The lines that are clearly longer than all they touch of the labelled rest; the others are strokes of digits.
 
     The foot of a two is such a stroke.

@@ -26,12 +26,12 @@ class Box(NamedTuple):
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
         return self.bottom - self.top
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """Width in pixels."""
         return self.right - self.left
 
     def touches_border(self, shape: tuple[int, ...]) -> bool:

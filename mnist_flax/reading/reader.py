@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.reading.candidates import CLEAR, ScoredCandidate
 from mnist_flax.reading.drawing import draw
 from mnist_flax.reading.image import Picture, of_grey
 from mnist_flax.reading.ink import tones
-from mnist_flax.reading.judging import CLEAR, Judged
 from mnist_flax.reading.parts import Box, Parts
 from mnist_flax.reading.proposals import best_reading
 
@@ -47,7 +47,7 @@ class Page(NamedTuple):
 
     digits: list[Digit]
     verdict: str
-    best: Judged | None
+    best: ScoredCandidate | None
 
 
 def read(network: Classifier, picture: Picture) -> Page:
@@ -73,9 +73,9 @@ def _in_file(box: Box, picture: Picture) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def in_reading_order(digits: list[Judged]) -> list[tuple[Judged, int]]:
+def in_reading_order(digits: list[ScoredCandidate]) -> list[tuple[ScoredCandidate, int]]:
     """Digits line by line, from left to right, each with the number of its line."""
-    lines: list[list[Judged]] = []
+    lines: list[list[ScoredCandidate]] = []
     for digit in digits:
         joined = [line for line in lines if any(_beside(digit.group.box, other.group.box) for other in line)]
         lines = [line for line in lines if not any(line is other for other in joined)]

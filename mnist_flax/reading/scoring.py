@@ -1,6 +1,6 @@
 """How good a way to read a picture is: the log odds that it is right.
 
-`benchmarks.release.reading_weights` fits the weights to drawn pictures, of which it knows what they show.
+`benchmarks.release.reading_weights` fits the weights to synthetic pictures, whose digits are known.
 `benchmarks.reading.photographs` measures with other pictures, about half of them of kinds that are never fitted.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from mnist_flax.reading.candidates import ScoredCandidate
 from mnist_flax.reading.ink import Tone
-from mnist_flax.reading.judging import Judged
 from mnist_flax.reading.parts import Box, Group, Parts
 
 BIAS = -0.08
@@ -34,12 +34,12 @@ EXTREME = 0.1  # of more than ten digits, a tenth may be misread, too large or t
 MAX_NOVELTY, MAX_THICK, MAX_SOFT = 3.0, 4.0, 6.0  # more makes a reading no worse
 
 
-def score(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> float:
+def score(tone: Tone, parts: Parts, digits: Sequence[ScoredCandidate]) -> float:
     """The log odds that a picture shows these digits, and nothing else."""
     return BIAS + sum(WEIGHTS[name] * value for name, value in features(tone, parts, digits).items())
 
 
-def features(tone: Tone, parts: Parts, digits: Sequence[Judged]) -> dict[str, float]:
+def features(tone: Tone, parts: Parts, digits: Sequence[ScoredCandidate]) -> dict[str, float]:
     """What the score is computed from, by the names of `WEIGHTS`."""
     area = np.array([digit.group.area for digit in digits])
     share = area / max(area.sum(), 1.0)
@@ -70,7 +70,7 @@ def is_thin(box: Box) -> bool:
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    """The least of few values, or the greatest; of many, a quantile."""
+    """A quantile, which of few values is the smallest or the largest."""
     return float(np.quantile(values, share, method="lower" if share < 0.5 else "higher"))
 
 

@@ -58,7 +58,7 @@ def _to_look_at(data: bytes, picture: Picture) -> Image.Image:
 
 
 def _label(image: Image.Image, texts: list[str], room: float, left: float, bottom: float) -> None:
-    """Write the first text that is no wider than `room`, or the last, above a place, but always in the picture."""
+    """Write the first of `texts` that is no wider than `room`, or the last, above a place and within the picture."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(12, max(image.size) // 45))
     boxes = [(text, *draw.textbbox((0, 0), text, font=font)) for text in texts]

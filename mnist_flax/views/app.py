@@ -12,7 +12,7 @@ from typing import Any
 
 from mnist_flax.errors import UserError
 from mnist_flax.inference.classifier import Classifier
-from mnist_flax.reading import judging
+from mnist_flax.reading import candidates
 from mnist_flax.views.page import FILES, look, model
 from mnist_flax.views.server import MAX_BYTES, Guard, Rate, read_body, refusal
 
@@ -51,7 +51,7 @@ def create_app(
     from starlette.routing import Route
 
     contents = {file: path.read_bytes() for file, path in FILES.items()}
-    judging.compile_for(network)
+    candidates.compile_for(network)
     about = {**model(network, name), "max_bytes": MAX_BYTES}
 
     async def page(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What has axes, as matplotlib figures: learning curves and the reliability diagram."""
+"""Learning curves and the reliability diagram, as matplotlib figures."""
 
 import io
 import re
@@ -34,7 +34,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def series(histories: Histories) -> dict[str, str]:
-    """The name of the colour of each name in the legend."""
+    """The colour's name for each name in the legend."""
     names = dict.fromkeys(name for name, _ in histories)
     return {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
 
@@ -64,7 +64,7 @@ def learning_curves(histories: Histories) -> Figure:
 
 @STYLE
 def learning_curve(caption: str, histories: Histories) -> Figure:
-    """One of `CURVES`, without legend."""
+    """One of the learning curves in `CURVES`, without legend."""
     figure = Figure(figsize=(4.4, 3.3), layout="constrained")
     CURVES[caption](figure.subplots(), histories)
     return figure
@@ -117,7 +117,7 @@ def _curves(axes: Axes, histories: Histories, label: str, lines: dict[str, str])
 
 
 def _logarithmic(axes: Any) -> None:
-    """The vertical axis, with plain numbers: 30, not 3 × 10¹."""
+    """Make the vertical axis logarithmic, with plain numbers: 30, not 3 × 10¹."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high < 100 * low:

@@ -24,23 +24,23 @@ class Html(str):
     __slots__ = ()
 
 
-def escape(value: Any) -> Html:
+def escape(value: object) -> Html:
     """A value as HTML text, also inside a quoted attribute; what is no text in a file's name becomes "?"."""
     return value if isinstance(value, Html) else Html(html.escape(str(value).encode(errors="replace").decode()))
 
 
-def join(parts: Iterable[Any], separator: str = "") -> Html:
+def join(parts: Iterable[object], separator: str = "") -> Html:
     """Values one after the other."""
     return Html(separator.join(map(escape, parts)))
 
 
-def element(tag: str, *content: Any, **attributes: Any) -> Html:
+def element(tag: str, *content: object, **attributes: object) -> Html:
     """An element; `class_` is its class."""
     written = "".join(f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items())
     return Html(f"<{tag}{written}>{join(content)}</{tag}>")
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], label: str, kind: str = "") -> Html:
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], label: str, kind: str = "") -> Html:
     """A table that scrolls inside itself where the page is narrow; the first cell of each row is its header.
 
     Cells are values, or `td` and `th` elements if they have attributes of their own.
@@ -57,8 +57,8 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], label: str, kind: 
     )
 
 
-def _cell(tag: str, value: Any, **attributes: str) -> Html:
-    """A value as a cell, unless it is one."""
+def _cell(tag: str, value: object, **attributes: str) -> Html:
+    """A value as a cell, unless it is one already."""
     return value if isinstance(value, Html) and value.startswith(f"<{tag}") else element(tag, value, **attributes)
 
 
@@ -70,12 +70,12 @@ def _png(picture: Image.Image, alt: str, **options: Any) -> Html:
 
 
 def grey(pixels: UInt8[np.ndarray, "h w"], alt: str = "") -> Html:
-    """An image as it is."""
+    """A grey image."""
     return _png(Image.fromarray(pixels), alt)
 
 
 def diverging(values: Float[np.ndarray, "h w"], limit: float, alt: str = "") -> Html:
-    """Values from -`limit`, blue, to `limit`, red."""
+    """Values as an image, from -`limit` in blue to `limit` in red."""
     from matplotlib import colormaps
 
     return _png(Image.fromarray(colormaps["RdBu_r"](0.5 + values / (2 * limit), bytes=True)[..., :3].copy()), alt)

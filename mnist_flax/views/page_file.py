@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN, require_ours, write_text
-from mnist_flax.inference import integers, novelty
+from mnist_flax.inference import integers, ood
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.reading import scoring
 from mnist_flax.views import page
@@ -68,7 +68,7 @@ def source(network: Classifier, name: str) -> str:
 
 
 def weights(network: Classifier) -> dict[str, Any]:
-    """What network.js makes the network of: shapes, and all numbers in the order in which it takes them.
+    """The network for network.js: shapes, and all numbers in the order in which it reads them.
 
     Raises:
         UserError: one of them is NaN or infinite.
@@ -92,13 +92,13 @@ def weights(network: Classifier) -> dict[str, Any]:
         "classNames": network.class_names,
         "temperature": network.temperature,
         "blocks": blocks,
-        "features": novelty.BLOCKS if network.reference is not None else [],
+        "features": ood.BLOCKS if network.reference is not None else [],
         "floats": base64.b64encode(_in_24_bits(floats)).decode(),
     }
 
 
 def _in_24_bits(floats: Float32[np.ndarray, " n"]) -> bytes:
-    """The upper three bytes of each number, rounded: to 2^-17 of it. They make the page a seventh smaller."""
+    """The upper three bytes of each float32, rounded to 2^-17 of it. They make the page a seventh smaller."""
     rounded = (floats.view(np.uint32) + np.uint32(0x80)).astype(">u4")
     return rounded.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
@@ -123,6 +123,6 @@ def _data_url(file: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(page.FILES[file].read_bytes()).decode()}"
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     """JSON that cannot end the element it is in."""
     return json.dumps(value).replace("<", "\\u003c")

@@ -25,7 +25,7 @@ MOST_MISTAKES = 1000
 def of_network(
     network: Classifier, examples: Examples, log_probabilities: metrics.LogProbabilities, figures: dict[str, Any]
 ) -> dict[str, Figure]:
-    """What there is to see of a network and what it says of a data set, by caption. Takes what `evaluate` returns."""
+    """All pictures of a network and of its answers on a data set, by caption. Takes what `evaluate` returns."""
     images, labels = examples
     names = network.class_names
     one_each = images[np.unique(labels, return_index=True)[1]]
@@ -46,7 +46,7 @@ def first_kernel(network: Classifier) -> Float[np.ndarray, "height width 1 featu
 
 @STYLE
 def save(figures: dict[str, Figure], directory: Path) -> dict[str, Path]:
-    """Write figures as PNGs, named by their captions; the files, by caption.
+    """Write figures as PNGs, named by their captions; returns the files by caption.
 
     Raises:
         UserError: a file is in the way that is not ours.
@@ -80,7 +80,9 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], names: tuple[str, ...]
     return figure
 
 
-def _grid(images: Any, titles: list[str] | None = None, columns: int = 10, **options: Any) -> Figure:
+def _grid(
+    images: Shaped[np.ndarray, "n h w"], titles: list[str] | None = None, columns: int = 10, **options: Any
+) -> Figure:
     """Images side by side, on one pair of axes: matplotlib takes 30 ms for a pair."""
     count, height, width = images.shape
     rows, gap, above = max(1, -(-count // columns)), width / 14, height / 4 if titles else 0.0
@@ -100,7 +102,7 @@ def _grid(images: Any, titles: list[str] | None = None, columns: int = 10, **opt
 
 
 class Mistake(NamedTuple):
-    """A test image that is classified wrongly: its place in the data set, and what was said of it."""
+    """A test image that is classified wrongly: its place in the data set, and the network's answer."""
 
     place: int
     label: str
@@ -111,7 +113,7 @@ class Mistake(NamedTuple):
 def mistakes(
     labels: metrics.Labels, log_probabilities: metrics.LogProbabilities, names: tuple[str, ...]
 ) -> list[Mistake]:
-    """What is classified wrongly, the most confident first."""
+    """The images that are classified wrongly, the most confident mistake first."""
     predicted, confidence = log_probabilities.argmax(-1), np.exp(log_probabilities.max(-1))
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
@@ -153,7 +155,7 @@ def activations(maps: dict[str, Float[np.ndarray, "n h w c"]], images: Images) -
 
     All on one pair of axes: a pair for each takes 1.5 s more.
     """
-    columns: dict[str, Any] = {"": images}
+    columns: dict[str, Sequence[np.ndarray] | np.ndarray] = {"": images}
     for name, values in maps.items():
         size = "×".join(map(str, values.shape[1:]))
         columns[f"{name}\n{size}"] = [mosaic(value, value.max()) for value in values]
@@ -171,7 +173,7 @@ def activations(maps: dict[str, Float[np.ndarray, "n h w c"]], images: Images) -
     return figure
 
 
-def mosaic(channels: Shaped[np.ndarray, "h w c"], gap: Any) -> Shaped[np.ndarray, "rows columns"]:
+def mosaic(channels: Shaped[np.ndarray, "h w c"], gap: np.generic | float) -> Shaped[np.ndarray, "rows columns"]:
     """Channels side by side, four to a row, with a line of `gap` below and to the right of each."""
     padded = np.pad(channels, ((0, 1), (0, 1), (0, -channels.shape[-1] % 4)), constant_values=gap)
     height, width, _ = padded.shape

@@ -78,7 +78,7 @@ def histories(runs: list[Run]) -> Histories:
     return [(shown(directory.name or directory), rows) for directory, rows in runs[0].seeds]
 
 
-def shown(path: Any) -> str:
+def shown(path: object) -> str:
     """A path as text; what is no text in it becomes "?"."""
     return str(path).encode(errors="replace").decode()
 
@@ -89,7 +89,7 @@ def percent(fraction: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Two fractions, in percent."""
+    """An interval of two fractions, in percent."""
     return f"{percent(low)} to {percent(high)}"
 
 
@@ -108,7 +108,7 @@ def day(run: Run) -> str:
 
 
 def arguments(config: Config) -> list[str]:
-    """The options that make `config` anew: the preset, and what differs from it; not where and how it is carried out.
+    """The options that reproduce `config`: the preset and what differs from it, not where and how a run is executed.
 
     The inverse of the command's `parse`.
     """
@@ -120,7 +120,7 @@ def arguments(config: Config) -> list[str]:
 
 
 def commands(run: Run, recorded: Recorded) -> Html:
-    """What to type to train as this run did: with its own file, if `train` takes it, and with options written out.
+    """The commands that train as this run did: with its own file, if `train` takes it, and with options written out.
 
     Without options that this version does not have, the command may train another network; then the page says so.
     """

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, Examples
@@ -93,7 +93,7 @@ def facts(run: Run, config: Config, dataset: Dataset, network: Classifier) -> Ht
 
 
 def curves(histories: charts.Histories) -> dict[str, Html]:
-    """The learning curves and whose colour is which."""
+    """The learning curves, with a legend."""
     pictures = [
         element(
             "figure",
@@ -167,7 +167,7 @@ def augmentation(
     return join((element("p", note, class_="note"), pictures)) if recorded.unknown else pictures
 
 
-def filters(kernel: Any) -> Html:
+def filters(kernel: Float[np.ndarray, "height width 1 features"]) -> Html:
     """The first layer's filters."""
     limit = float(np.abs(kernel).max())
     return join(html.diverging(kernel[:, :, 0, i], limit, f"Filter {i + 1}") for i in range(kernel.shape[-1]))

@@ -82,7 +82,7 @@ class Guard:
 
 
 class Rate:
-    """A limit of so many requests a second on average, and as many at once."""
+    """A limit of `per_second` requests a second on average, and as many at once."""
 
     def __init__(self, per_second: float) -> None:
         self.per_second = self.left = per_second

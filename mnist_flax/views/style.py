@@ -6,10 +6,11 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 
-def _matplotlib() -> Any:
+def _matplotlib() -> ModuleType:
     """Import matplotlib; if it refuses the user's settings, as an unknown MPLBACKEND, without them."""
     try:
         return importlib.import_module("matplotlib")

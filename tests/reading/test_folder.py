@@ -239,7 +239,7 @@ UNUSABLE = {
     "is not an image": b"no image",
     "not an image": b"",
     "is damaged": png(several_digits())[:300],
-    "no digit is found in it: nothing stands out": png(blank()),
+    "no digit is found in it: nothing is clearly darker": png(blank()),
     "several digits are found in it, 1 1 1": png(several_digits()),
 }
 

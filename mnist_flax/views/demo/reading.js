@@ -1,5 +1,5 @@
 // The digits of a drawing, by the page itself: which parts of the ink are digits, as mnist_flax/reading judges it
-// (parts.py, judging.py, proposals.py, scoring.py, reader.py), of one tone: plain ink on plain paper.
+// (parts.py, candidates.py, proposals.py, scoring.py, reader.py), of one tone: plain ink on plain paper.
 
 const { asItIs, bounds, border, clip, cut, depths, draw, greyOf, inkOf, longer, map, median } = globalThis.drawing;
 const mnistFlax = globalThis.mnistFlax;

@@ -1,4 +1,4 @@
-"""Drawings judged by the network: how much each looks like a digit."""
+"""Candidates for digits, scored by the network: how much each looks like a digit."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ THICK = 6.0  # half the width of a stroke that no pen has, in MNIST's pixels
 CLEAR = 0.6  # with a lower probability the network is guessing
 
 
-class Judged(NamedTuple):
-    """A group of parts, drawn and judged.
+class ScoredCandidate(NamedTuple):
+    """A group of parts that may be a digit, drawn as MNIST would, with what the network says of it.
 
     Attributes:
         novelty: the out-of-distribution score; 0 if the network has no reference for it.
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 
     @property
     def quality(self) -> float:
-        """In 0..1, how much it looks like a digit."""
+        """How much it looks like a digit, from 0 to 1."""
         if self.is_blob:
             return 0.0
         known, clear = (1.3 - self.novelty) / 0.5, (float(self.probabilities.max()) - 0.4) / 0.5
@@ -48,19 +48,21 @@ class Judged(NamedTuple):
         return self.novelty <= 1 and float(self.probabilities.max()) >= CLEAR and self.quality > 0
 
 
-class Judge:
-    """Asks the network about drawings, and remembers its answers."""
+class CandidateScorer:
+    """Scores candidates by the network, and remembers the scores."""
 
     def __init__(self, network: Classifier) -> None:
         self.network = network
-        self.known: dict[bytes, tuple[Any, float]] = {}
+        self.known: dict[bytes, tuple[np.ndarray, float]] = {}
 
-    def __call__(self, groups: Sequence[Group]) -> list[Judged]:
-        """Draw groups of parts and let the network judge them."""
+    def __call__(self, groups: Sequence[Group]) -> list[ScoredCandidate]:
+        """Draw groups of parts and score them."""
         return self.of_drawings(groups, [draw(group.ink) for group in groups])
 
-    def of_drawings(self, groups: Sequence[Group], drawings: Sequence[UInt8[np.ndarray, "28 28"]]) -> list[Judged]:
-        """Let the network judge drawings of groups of parts."""
+    def of_drawings(
+        self, groups: Sequence[Group], drawings: Sequence[UInt8[np.ndarray, "28 28"]]
+    ) -> list[ScoredCandidate]:
+        """Score drawings of groups of parts."""
         new = {pixels.tobytes(): pixels for pixels in drawings if pixels.tobytes() not in self.known}
         if new:
             probabilities, novelty = self.network.judge(np.stack(list(new.values())))
@@ -68,13 +70,13 @@ class Judge:
             self.known |= {key: (p, float(score)) for key, p, score in zip(new, probabilities, scores, strict=True)}
         found = [self.known[pixels.tobytes()] for pixels in drawings]
         return [
-            Judged(group, pixels, p, novelty, _thickness(pixels))
+            ScoredCandidate(group, pixels, p, novelty, _thickness(pixels))
             for group, pixels, (p, novelty) in zip(groups, drawings, found, strict=True)
         ]
 
 
 def compile_for(network: Classifier) -> None:
-    """Compile what judging takes, so that the first picture is answered as soon as the others."""
+    """Compile the programs that scoring runs, so that the first picture is answered as fast as the others."""
     for size in BATCHES:
         network.judge(np.zeros((size, 28, 28), np.uint8))
 

@@ -9,7 +9,7 @@ from benchmarks.robustness import verdicts
 from mnist_flax import data
 from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
-from mnist_flax.inference import integers, novelty, weights
+from mnist_flax.inference import integers, ood, weights
 from mnist_flax.inference.classifier import Classifier
 from mnist_flax.model import BLOCKS
 from mnist_flax.reading import answers
@@ -23,9 +23,9 @@ def test_it_is_the_mahalanobis_distance_from_the_nearest_class_in_units_of_the_h
     labels = rng.randint(0, 3, 3000)
     mixing = rng.standard_normal((5, 5))
     features = (rng.standard_normal((3000, 5)) @ mixing + 10 * labels[:, None]).astype(np.float32)
-    reference = novelty.fit(features[:2000], labels[:2000], features[2000:])
-    distances = novelty.distances(reference, features)
-    assert (distances[2000:] <= 1).mean() == novelty.WITHIN
+    reference = ood.fit(features[:2000], labels[:2000], features[2000:])
+    distances = ood.distances(reference, features)
+    assert (distances[2000:] <= 1).mean() == ood.WITHIN
     inverse = np.linalg.inv(mixing.T @ mixing)
     expected = [min(mahalanobis(x, np.full(5, 10.0 * label), inverse) for label in range(3)) for x in features]
     np.testing.assert_allclose(distances / distances.mean(), expected / np.mean(expected), rtol=0.2)
@@ -34,10 +34,10 @@ def test_it_is_the_mahalanobis_distance_from_the_nearest_class_in_units_of_the_h
 def test_features_are_the_later_blocks_averaged():
     network, images = mnist_flax.load(), data.load("digits", None, 0).test.images[:3]
     outputs = network.activations(images)
-    expected = np.concatenate([outputs[block].mean((1, 2)) for block in novelty.BLOCKS], axis=-1)
-    assert expected.shape == (3, novelty.NUM_FEATURES)
+    expected = np.concatenate([outputs[block].mean((1, 2)) for block in ood.BLOCKS], axis=-1)
+    assert expected.shape == (3, ood.NUM_FEATURES)
     np.testing.assert_allclose(network.features(images), expected, atol=1e-5)
-    assert network.features(images[:0]).shape == (0, novelty.NUM_FEATURES)
+    assert network.features(images[:0]).shape == (0, ood.NUM_FEATURES)
     # What integers are scaled by goes by the same outputs, by NumPy alone.
     largest = integers.maxima(network, Examples(images, np.arange(3)))
     np.testing.assert_allclose(largest, [outputs[block].max() for block in BLOCKS], rtol=1e-4)
@@ -87,7 +87,7 @@ def test_weights_files_carry_it(tmp_path):
     assert network.reference is not None
     for ours, theirs in zip(loaded, network.reference, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    short = novelty.Reference(loaded.means[:, 1:], loaded.whitening[1:, 1:])
+    short = ood.MahalanobisStatistics(loaded.means[:, 1:], loaded.whitening[1:, 1:])
     weights.save(tmp_path / "short.safetensors", network.variables, network.card, short)
     with pytest.raises(UserError, match=r"does not hold this network.*reference/means"):
         mnist_flax.load(tmp_path / "short.safetensors")

@@ -17,25 +17,27 @@ WITHIN = 0.995  # the share of held-out images whose score is at most 1
 Features = Float[np.ndarray, "n features"]
 
 
-class Reference(NamedTuple):
-    """What the score is measured from: mean features of the classes, and the matrix that whitens differences."""
+class MahalanobisStatistics(NamedTuple):
+    """Mean features of each class, and the matrix that whitens differences from them."""
 
     means: Float[np.ndarray, "classes features"]
     whitening: Float[np.ndarray, "features features"]
 
 
-def fit(features: Features, labels: Int[np.ndarray, " n"], held_out: Float[np.ndarray, "m features"]) -> Reference:
-    """The reference for training images' features, scaled so that `WITHIN` of the held-out images score at most 1."""
+def fit(
+    features: Features, labels: Int[np.ndarray, " n"], held_out: Float[np.ndarray, "m features"]
+) -> MahalanobisStatistics:
+    """Fit the statistics to training features, scaled so that `WITHIN` of the held-out images score at most 1."""
     means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in range(labels.max() + 1)])
     covariance = np.cov(features - means[labels], rowvar=False)
     # A feature that is always zero would make it singular.
     precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
-    reference = Reference(means.astype(np.float32), np.linalg.cholesky(precision).astype(np.float32))
-    limit = np.quantile(distances(reference, held_out), WITHIN)
-    return reference._replace(whitening=(reference.whitening / limit).astype(np.float32))
+    statistics = MahalanobisStatistics(means.astype(np.float32), np.linalg.cholesky(precision).astype(np.float32))
+    limit = np.quantile(distances(statistics, held_out), WITHIN)
+    return statistics._replace(whitening=(statistics.whitening / limit).astype(np.float32))
 
 
-def distances(reference: Reference, features: Features) -> Float[np.ndarray, " n"]:
-    """The score of each image: its distance from the nearest class."""
-    offsets = features[:, None] - reference.means
-    return np.linalg.norm(offsets @ reference.whitening, axis=-1).min(-1)
+def distances(statistics: MahalanobisStatistics, features: Features) -> Float[np.ndarray, " n"]:
+    """The score of each image: its Mahalanobis distance from the nearest class."""
+    offsets = features[:, None] - statistics.means
+    return np.linalg.norm(offsets @ statistics.whitening, axis=-1).min(-1)
