@@ -9,7 +9,6 @@ from conftest import normal
 from jax import lax
 
 from mnist_flax import ops
-from mnist_flax.training import mesh
 
 # Every convolution of the network (side, c_in, c_out, padding, kernel), and odd sizes that the fast path must decline.
 CONVOLUTIONS = [
@@ -71,14 +70,3 @@ def test_what_is_deferred_is_relu_and_max_pool(pooled):
     y = nn.relu(x * factor + offset)
     expected = nn.max_pool(y, (2, 2), strides=(2, 2)) if pooled else y
     np.testing.assert_allclose(ops.Deferred(x, factor, offset, pooled).compute(), expected, rtol=1e-6)
-
-
-def test_an_xla_without_the_cpu_option_trains_without_it(monkeypatch):
-    mesh.compiler_options.cache_clear()
-    monkeypatch.setattr(mesh, "YNN", "xla_cpu_no_such_option")
-    assert mesh.compiler_options("cpu") is None
-    mesh.compiler_options.cache_clear()
-
-
-def test_other_platforms_have_no_option_of_their_own():
-    assert mesh.compiler_options("tpu") is mesh.compiler_options("gpu") is None

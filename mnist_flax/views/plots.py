@@ -1,6 +1,7 @@
 """Pictures of runs and networks, as matplotlib figures."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
