@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,8 @@ def figures_of(lowered: Any, platform: str, save: Callable[[str], Any]) -> dict[
     else:
         kernels = hlo.kernels(text)
         figures["kernels"] = len(kernels)
-        figures["by part"] = hlo.counts([hlo.part_of(kernel) for kernel in kernels])
-        figures["by kind"] = hlo.counts([hlo.kind_of(kernel) for kernel in kernels])
+        figures["by part"] = dict(Counter(map(hlo.part_of, kernels)).most_common())
+        figures["by kind"] = dict(Counter(map(hlo.kind_of, kernels)).most_common())
     return figures
 
 

@@ -1,22 +1,14 @@
 """What a compiled program's text (HLO) says: which kernels a step launches, for what, and what devices exchange."""
 
-import collections
 import math
 import re
 from typing import NamedTuple
 
-_NO_WORK = {
-    "get-tuple-element",
-    "tuple",
-    "parameter",
-    "bitcast",
-    "constant",
-    "after-all",
-    "while",
-    "copy-done",
-    "all-reduce-done",
-}
+_NO_WORK = r"(get-tuple-element|tuple|parameter|bitcast|constant|after-all|while|copy-done|all-reduce-done)"
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+# The parts of a step, by what a JAX operation's name contains; the first that fits.
+_PARTS = {"augmentation": "augmentation", "transpose(": "backward", "jvp(": "forward"}
+_PARTS |= {"optimizer": "optimizer", "packing": "packing", "MNISTNet": "forward"}
 _COLLECTIVES = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?"
 
 
@@ -51,16 +43,9 @@ def instructions_of(text: str) -> list[Instruction]:
 
 def part_of(instruction: Instruction) -> str:
     """The part of a step that an instruction belongs to."""
-    source = instruction.source
-    if not source:
+    if not instruction.source:
         return "unnamed"
-    for sign, part in (("augmentation", "augmentation"), ("transpose(", "backward"), ("jvp(", "forward")):
-        if sign in source:
-            return part
-    for part in ("optimizer", "packing"):
-        if part in source:
-            return part
-    return "forward" if "MNISTNet" in source else "bookkeeping"
+    return next((part for sign, part in _PARTS.items() if sign in instruction.source), "bookkeeping")
 
 
 def kind_of(instruction: Instruction) -> str:
@@ -80,12 +65,7 @@ def kind_of(instruction: Instruction) -> str:
 
 def kernels(text: str) -> list[Instruction]:
     """What a GPU launches in a step."""
-    return [instruction for instruction in instructions_of(text) if instruction.operation not in _NO_WORK]
-
-
-def counts(names: list[str]) -> dict[str, int]:
-    """How often each occurs, the most frequent first."""
-    return dict(collections.Counter(names).most_common())
+    return [instruction for instruction in instructions_of(text) if not re.fullmatch(_NO_WORK, instruction.operation)]
 
 
 def collectives(text: str) -> tuple[int, int]:
@@ -116,7 +96,7 @@ def hbm_bytes(text: str) -> int:
     shapes = {instruction.name: instruction.shape for instruction in instructions}
     total = 0
     for name, shape, operation, _, line in instructions:
-        if operation in _NO_WORK:
+        if re.fullmatch(_NO_WORK, operation):
             continue
         operands = re.findall(r"%([\w.\-]+)", line.split(f" {operation}(", 1)[1].split("), ")[0])
         read = [_in_hbm(shapes[operand]) for operand in operands if operand in shapes]
