@@ -143,7 +143,10 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
         for name, scores in scored.items()
     ]
     tables.append(markdown(("on MNIST's test set", "calibration error", "loss"), rows))
-    tables += ["What `predict` says of strangers:", verdicts.table(network, mnist, digits)]
+    tables += [
+        "What `predict` says of digits from elsewhere, and of images that show no digit:",
+        verdicts.table(network, mnist, digits),
+    ]
     return "\n\n".join(tables)
 
 

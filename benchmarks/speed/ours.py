@@ -1,4 +1,4 @@
-"""Our side, run as `mnist_flax/training/loop.py` runs it."""
+"""This package's side of each comparison, run as `mnist_flax/training/loop.py` runs it."""
 
 import ctypes
 import dataclasses
