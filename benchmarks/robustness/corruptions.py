@@ -144,7 +144,7 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
     ]
     tables.append(markdown(("on MNIST's test set", "calibration error", "loss"), rows))
     tables += [
-        "What `predict` says of digits from elsewhere, and of images that show no digit:",
+        "What `predict` says of other digits, and of no digits:",
         verdicts.table(network, mnist, digits),
     ]
     return "\n\n".join(tables)
