@@ -143,10 +143,7 @@ def report(network: classifier.Classifier, data_dir: Path | None) -> str:
         for name, scores in scored.items()
     ]
     tables.append(markdown(("on MNIST's test set", "calibration error", "loss"), rows))
-    tables += [
-        "What `predict` says of other digits, and of no digits:",
-        verdicts.table(network, mnist, digits),
-    ]
+    tables += ["What `predict` says of other digits, and of no digits:", verdicts.table(network, mnist, digits)]
     return "\n\n".join(tables)
 
 
