@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from mnist_flax.reading.image import Picture
@@ -137,7 +137,7 @@ def _lines(mask: Mask, length: int, axis: int) -> Mask:
     return (run > 0) & mask
 
 
-def _longer_than_strokes(line: Mask, others: Int[np.ndarray, "h w"], axis: int) -> Mask:
+def _longer_than_strokes(line: Mask, others: Any, axis: int) -> Mask:
     """The lines that are clearly longer than all they touch of the labelled rest; the others are strokes of digits.
 
     The foot of a two is such a stroke.

@@ -3,7 +3,7 @@ import pytest
 
 from mnist_flax.training import mesh
 
-TRIED = ("0.10.0", "0.10.1", "0.10.2", "0.11.2")
+TRIED = ("0.10.0", "0.10.1", "0.10.2", "0.11.2", "0.12.0.1")
 
 
 @pytest.mark.parametrize("kernels", ["xla", "native"])
