@@ -98,25 +98,27 @@ def figures_of(
     labels: metrics.Labels, log_probabilities: LogProbabilities, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Accuracy with its 95 % interval, loss, calibration error, figures of each class, confusion matrix."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
+    classes = range(len(class_names))
     predicted = log_probabilities.argmax(-1)
-    correct = int((predicted == labels).sum())
-    classes = list(range(len(class_names)))
-    never_predicted: Any = 0.0  # the precision of such a class; scikit-learn would warn
-    figures: Any = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=never_predicted)
-    kinds = ("precision", "recall", "f1_score", "support")
+    matrix = np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1)
+    correct, support, named = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    # What cannot be divided is 0: the precision of a class that was never predicted.
+    per_class = {
+        "precision": correct / np.maximum(named, 1),
+        "recall": correct / np.maximum(support, 1),
+        "f1_score": 2 * correct / np.maximum(support + named, 1),
+        "support": support,
+    }
     return {
         "num_examples": len(labels),
-        "accuracy": correct / len(labels),
-        "accuracy_ci95": metrics.accuracy_interval(correct, len(labels)),
+        "accuracy": int(correct.sum()) / len(labels),
+        "accuracy_ci95": metrics.accuracy_interval(int(correct.sum()), len(labels)),
         "loss": metrics.cross_entropy(labels, log_probabilities),
         "calibration_error": metrics.calibration_error(labels, log_probabilities),
         "per_class": {
-            name: dict(zip(kinds, map(float, row), strict=True))
-            for name, row in zip(class_names, np.transpose(figures), strict=True)
+            name: {kind: float(values[i]) for kind, values in per_class.items()} for i, name in enumerate(class_names)
         },
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "confusion_matrix": matrix.tolist(),
     }
 
 

@@ -1,5 +1,6 @@
 """Accuracy interval, loss and calibration from labels and log-probabilities, with NumPy and SciPy."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ LogProbabilities = Float[np.ndarray, "n classes"]
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
-    """95 % interval of the accuracy `correct / count` (Wilson, 1927)."""
-    from scipy import stats
-
-    interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    """95 % interval of the accuracy `correct / count` (Wilson, 1927). By hand: scipy.stats takes 0.6 s to import."""
+    z2 = 1.959963984540054**2
+    centre, wrong = correct + z2 / 2, count - correct
+    margin = math.sqrt(z2 * (correct * wrong / count + z2 / 4))
+    return max(0.0, (centre - margin) / (count + z2)), min(1.0, (centre + margin) / (count + z2))
 
 
 def cross_entropy(labels: Labels, log_probabilities: LogProbabilities) -> float:

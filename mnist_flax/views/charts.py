@@ -65,7 +65,8 @@ def learning_curves(histories: Histories) -> Figure:
 @STYLE
 def learning_curve(caption: str, histories: Histories) -> Figure:
     """One of the learning curves in `CURVES`, without legend."""
-    figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+    figure = Figure(figsize=(4.4, 3.3))
+    figure.subplots_adjust(left=0.14, right=0.97, bottom=0.15, top=0.9)  # "constrained" draws every figure twice
     CURVES[caption](figure.subplots(), histories)
     return figure
 
@@ -130,7 +131,8 @@ def _logarithmic(axes: Any) -> None:
 def reliability_diagram(labels: metrics.Labels, log_probabilities: metrics.LogProbabilities) -> Figure:
     """Accuracy against the probability given, in 15 bins, over the number of images in each."""
     bins = metrics.reliability(labels, log_probabilities)
-    figure = Figure(figsize=(4.8, 5), layout="constrained")
+    figure = Figure(figsize=(4.8, 5))
+    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.1, top=0.87, hspace=0.1)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     middles = [(row["low"] + row["high"]) / 2 for row in bins]
     style: Any = {"width": 1 / 15, "edgecolor": COLOURS["raised"]}
@@ -143,7 +145,7 @@ def reliability_diagram(labels: metrics.Labels, log_probabilities: metrics.LogPr
     bottom.bar(middles, [row["count"] for row in bins], color=COLOURS["muted"], **style)
     _logarithmic(bottom)
     bottom.set(xlabel="probability of the predicted class", ylabel="images")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="upper center", ncols=2, frameon=False)
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from mnist_flax.views.plots import mosaic
+from mnist_flax.views import plots
 
 # The page's dark through blue and green to near white: the scale of the demo's feature maps.
 _SCALE = ((16, 21, 30), (38, 84, 138), (52, 150, 168), (120, 212, 180), (240, 253, 232))
@@ -76,16 +76,14 @@ def grey(pixels: UInt8[np.ndarray, "h w"], alt: str = "") -> Html:
 
 def diverging(values: Float[np.ndarray, "h w"], limit: float, alt: str = "") -> Html:
     """Values as an image, from -`limit` in blue to `limit` in red."""
-    from matplotlib import colormaps
-
-    return _png(Image.fromarray(colormaps["RdBu_r"](0.5 + values / (2 * limit), bytes=True)[..., :3].copy()), alt)
+    return _png(Image.fromarray(plots.diverging(values, limit)), alt)
 
 
 def feature_maps(values: Float[np.ndarray, "h w c"], alt: str = "") -> Html:
     """A block's channels side by side, bright where they are high."""
     top = float(values.max())
     indices = np.rint(values.clip(0) * ((_GAP - 1) / top if top > 0 else 0)).astype(np.uint8)
-    picture = Image.fromarray(mosaic(indices, np.uint8(_GAP))[:-1, :-1].copy())
+    picture = Image.fromarray(plots.mosaic(indices, np.uint8(_GAP))[:-1, :-1].copy())
     picture.putpalette(_palette())
     return _png(picture, alt, transparency=_GAP)
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from mnist_flax import data
 from mnist_flax.errors import UserError
@@ -23,14 +24,24 @@ def test_evaluate_counts_as_scikit_learn_does(file):
     matrix = np.array(figures["confusion_matrix"])
     assert matrix.sum() == 359
     assert np.trace(matrix) == hits.sum()
-    for digit, row in figures["per_class"].items():
-        assert row["support"] == matrix[int(digit)].sum()
-        assert row["recall"] == pytest.approx(matrix[int(digit), int(digit)] / row["support"])
+    predicted, kinds = log_probabilities.argmax(-1), ("precision", "recall", "f1_score", "support")
+    np.testing.assert_array_equal(matrix, sklearn.metrics.confusion_matrix(labels, predicted))
+    expected = sklearn.metrics.precision_recall_fscore_support(labels, predicted, zero_division=0.0)
+    found = [[row[kind] for row in figures["per_class"].values()] for kind in kinds]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert "accuracy" in describe(figures)
     assert evaluate(file, None, "validation", None, 0).figures["num_examples"] == 119
     assert evaluate(file, None, "train", None, 0).figures["num_examples"] == 1319
     # Of a data set that is not the network's own, what a run would hold out: MNIST's 5,000 are more than there are.
     assert evaluate(None, "digits", "validation", None, 0).figures["num_examples"] == 119
+
+
+def test_a_class_that_is_never_seen_or_named_has_zeros():
+    log_probabilities = np.log(np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]]))
+    rows = evaluation.figures_of(np.array([0, 1]), log_probabilities, ("a", "b", "c"))["per_class"]
+    assert rows["a"] == {"precision": 0.5, "recall": 1.0, "f1_score": pytest.approx(2 / 3), "support": 1.0}
+    assert rows["b"] == {"precision": 0.0, "recall": 0.0, "f1_score": 0.0, "support": 1.0}
+    assert rows["c"] == dict.fromkeys(rows["a"], 0.0)
 
 
 def test_in_integers(file):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import log_softmax
 
 from mnist_flax.inference import metrics
@@ -11,12 +12,10 @@ LABELS = np.array([rng.choice(10, p=p) for p in np.exp(log_softmax(LOGITS, axis=
 CALIBRATED = log_softmax(LOGITS, axis=-1)
 
 
-def test_accuracy_interval_is_wilsons():
-    z, n, p = 1.959964, 100, 0.97
-    centre, margin = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    expected = (centre - margin) / (1 + z**2 / n), (centre + margin) / (1 + z**2 / n)
-    assert metrics.accuracy_interval(97, 100) == pytest.approx(expected, rel=1e-5)
-    assert metrics.accuracy_interval(100, 100)[1] == 1
+@pytest.mark.parametrize(("correct", "count"), [(97, 100), (100, 100), (0, 7), (9962, 10_000), (1, 1)])
+def test_accuracy_interval_is_wilsons(correct, count):
+    expected = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert metrics.accuracy_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_calibration_error():
