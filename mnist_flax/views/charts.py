@@ -132,7 +132,7 @@ def reliability_diagram(labels: metrics.Labels, log_probabilities: metrics.LogPr
     """Accuracy against the probability given, in 15 bins, over the number of images in each."""
     bins = metrics.reliability(labels, log_probabilities)
     figure = Figure(figsize=(4.8, 5))
-    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.1, top=0.87, hspace=0.1)
+    figure.subplots_adjust(left=0.18, right=0.97, bottom=0.1, top=0.87, hspace=0.1)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     middles = [(row["low"] + row["high"]) / 2 for row in bins]
     style: Any = {"width": 1 / 15, "edgecolor": COLOURS["raised"]}
@@ -148,4 +148,5 @@ def reliability_diagram(labels: metrics.Labels, log_probabilities: metrics.LogPr
     figure.legend(loc="upper center", ncols=2, frameon=False)
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
     return figure
