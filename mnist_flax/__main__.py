@@ -8,13 +8,13 @@ from mnist_flax.cli import VersionAction, command
 from mnist_flax.errors import UserError
 
 COMMANDS = {
-    "train": "train a network, or several at once, or resume",
-    "evaluate": "measure a trained network: accuracy, loss, calibration, every class",
-    "predict": "say which digit an image file shows",
-    "demo": "open a page to draw digits on, which shows what the network sees",
-    "report": "draw curves, mistakes, calibration, filters and activations",
-    "export": "write it as safetensors, PyTorch state dict, StableHLO, ONNX or C for a chip",
-    "import-weights": "read the PyTorch original's weights",
+    "train": "train a network, or several seeds at once, or resume a run",
+    "evaluate": "measure a trained network: accuracy, loss, calibration, precision and recall",
+    "predict": "read the digits in image files",
+    "demo": "serve a page to draw digits on, which shows what the network sees",
+    "report": "write a report of runs: curves, mistakes, calibration, filters, activations",
+    "export": "write a network as safetensors, PyTorch state dict, StableHLO, ONNX, C or HTML",
+    "import-weights": "convert weights of the PyTorch original",
     "summary": "print the network's layers",
 }
 

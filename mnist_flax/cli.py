@@ -25,7 +25,8 @@ _whole_process = contextvars.ContextVar("whole process", default=False)
 
 def program_name(command: str) -> str:
     """How the user called a command: by the console script or as a module."""
-    return f"mnist-flax {command}" if Path(sys.argv[0]).stem == "mnist-flax" else f"python -m mnist_flax.{command}"
+    script = Path(sys.argv[0]).stem == "mnist-flax"
+    return f"mnist-flax {command.replace('_', '-')}" if script else f"python -m mnist_flax.{command}"
 
 
 class VersionAction(argparse.Action):

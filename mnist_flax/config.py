@@ -23,21 +23,21 @@ class Config:
     """Train the 12,534-parameter network; run the same command again to resume."""
 
     preset: Literal["default", "best", "speedrun", "reference"] = "default"
-    """'default': 10 epochs. 'best': 50. 'speedrun': 2. 'reference': the original's recipe and protocol to the letter
-    (trains on all 60,000 images, selects on the test set, stops at an accuracy of 0.994)."""
+    """'default': 10 epochs. 'best': 50. 'speedrun': 2. 'reference': a PyTorch recipe reproduced exactly (trains on all
+    60,000 images, selects on the test set, stops at an accuracy of 0.994)."""
 
     workdir: Path = Path("runs/mnist_training")
     """Run directory: checkpoints, TensorBoard events, config.json, metrics.jsonl, summary.json."""
 
     dataset: str = "auto"
-    """'mnist', 'fashion_mnist', 'kmnist', 'digits'; a folder with a folder of images for each class; or a .csv, .npz or
-    folder of IDX files. 'auto' is MNIST if it is on disk or can be downloaded, else 'digits' of scikit-learn."""
+    """'mnist', 'fashion_mnist', 'kmnist', 'digits'; a folder with a folder of images for each class; a .csv, .arff or
+    .npz file; or a folder of IDX files. 'auto' is MNIST if it is on disk or can be downloaded, else 'digits'."""
 
     data_dir: Path | None = None
     """TFDS data directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
     epochs: int | None = None
-    """Passes over the training images. Default: 10; 60 for 'digits'; as many as a folder's size needs."""
+    """Passes over the training images. Default: 10; 60 for 'digits'; by its size for a folder."""
 
     batch_size: int = 64
     """Images per step, over all devices. Default: 16 for a folder."""
@@ -61,7 +61,7 @@ class Config:
     """Train this many networks at once, with seeds from --seed on, and report mean, spread and ensemble."""
 
     optimizer: Literal["adam", "muon"] = "muon"
-    """Both with a one-cycle learning rate; Muon trains convolution kernels, and Adam the rest."""
+    """'muon': convolution kernels by Muon, the rest by Adam. Both optimizers have a one-cycle learning rate."""
 
     rotation: float = 18.0
     """Augmentation: rotate by up to this many degrees either way."""
@@ -82,7 +82,7 @@ class Config:
     """Augmentation: raise grey levels, from 0 to 1, to a power between e^-gamma and e^gamma."""
 
     augmentation_fade: float = 1.0
-    """Fraction of the run, at its end, over which augmentation, but for blur and gamma, fades linearly to nothing."""
+    """Fraction of the run, at its end, over which augmentation, except blur and gamma, fades linearly to nothing."""
 
     label_smoothing: float = 0.0
     """Probability mass spread evenly over the classes. Default: 0.1 for a folder."""
@@ -91,7 +91,7 @@ class Config:
     """Largest global norm of the gradient; larger ones are scaled down to it."""
 
     patience: int | None = None
-    """Stop after so many epochs without a better validation accuracy; 0: never. Default: 5; 20 for digits, folders."""
+    """Stop after this many epochs without a better validation accuracy; 0: never. Default: 5; 'digits', folders: 20."""
 
     target_accuracy: float | None = None
     """Stop once validation accuracy, as a fraction, reaches this."""
@@ -100,22 +100,22 @@ class Config:
     """Devices to spread each batch over. Default: as many as divide the batch; a CPU is one."""
 
     kernels: Literal["auto", "native", "xla"] = "auto"
-    """What computes convolutions: our C++ for CPUs, or XLA. 'auto': 'native' on a CPU if it has a C++ compiler."""
+    """What computes convolutions: 'native' C++ for CPUs, or 'xla'. 'auto': 'native' on a CPU with a C++ compiler."""
 
     distributed: bool = simple_parsing.field(default=False, action="store_true")
-    """Join the other processes of a TPU pod, Slurm or MPI job (jax.distributed.initialize)."""
+    """Join the other processes of a TPU pod, Slurm, Kubernetes or MPI job (jax.distributed.initialize)."""
 
     no_compilation_cache: bool = simple_parsing.field(default=False, action="store_true")
-    """Compile anew instead of keeping XLA's programs ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/mnist_flax)."""
+    """Do not keep XLA's programs for the next run (in $JAX_COMPILATION_CACHE_DIR, else ~/.cache/mnist_flax)."""
 
     no_report: bool = simple_parsing.field(default=False, action="store_true")
     """Do not draw `report/report.html` at the end."""
 
     checkpoint_every_seconds: float = 60.0
-    """Also checkpoint within an epoch, this long after the last checkpoint: a killed run loses no more than that."""
+    """Longest time between checkpoints, also within an epoch: a killed run loses no more than that."""
 
     debug_nans: bool = simple_parsing.field(default=False, action="store_true")
-    """When a loss or gradient is not finite, repeat the step operation by operation and say which one it was."""
+    """If a loss or gradient is not finite, repeat the step operation by operation and name the one that caused it."""
 
     overwrite: bool = simple_parsing.field(default=False, action="store_true")
     """Delete what an earlier run left in the run directory and start afresh."""

@@ -13,25 +13,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = ArgumentParser(
         "evaluate",
-        "Measure a trained network: accuracy, loss, calibration, every class.",
+        "Measure a trained network: accuracy, loss, calibration, precision and recall of every class.",
         "runs/mnist_training --split test --save-plots pictures",
     )
     parser.add_checkpoint()
     parser.add_argument(
         "--dataset",
         type=expanded,
-        help=f"{', '.join(DATASETS)} or a file or folder; default: the one the network was trained on",
+        help=f"{', '.join(DATASETS)}, or a file or folder; default: the one that the network was trained on",
     )
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test", help="default: %(default)s")
     parser.add_data_dir()
     parser.add_argument(
-        "--shifts", type=int, default=0, metavar="PIXELS", help="average over shifts of up to so many pixels each way"
+        "--shifts",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="average probabilities over all shifts of the image by up to this many pixels, 0 to 3",
     )
     parser.add_argument(
-        "--int8", action="store_true", help="measure the network in integers, as export --format c writes it"
+        "--int8", action="store_true", help="measure the network in 8-bit integers, as export --format c writes it"
     )
     parser.add_json()
-    parser.add_argument("--save-plots", type=local_path, metavar="DIR", help="write pictures there as PNGs")
+    parser.add_argument(
+        "--save-plots", type=local_path, metavar="DIR", help="write pictures into this directory, as PNGs"
+    )
     options = parser.parse_args(arguments)
     if not 0 <= options.shifts <= 3:
         raise UserError(f"--shifts is {options.shifts}; it must be between 0 and 3")

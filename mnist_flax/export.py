@@ -41,9 +41,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=("uint8", "float"),
         help="uint8 (n, 28, 28), the default; or float32 (n, 1, 28, 28) in 0..1, which more tools take",
     )
-    onnx.add_argument("--batch", type=int, metavar="N", help="so many images at a time; default: any number")
-    onnx.add_argument("--int8", action="store_true", help="weights and activations in 8 bits, as --format c has them")
-    parser.add_data_dir("for --format c and --int8, if the network was imported: training images scale it. ")
+    onnx.add_argument("--batch", type=int, metavar="N", help="images in a batch; default: any number")
+    onnx.add_argument("--int8", action="store_true", help="weights and activations in 8 bits, as with --format c")
+    parser.add_data_dir("for --format c and --int8 of an imported network, whose scales need training images: ")
     parser.add_json()
     options = parser.parse_args(arguments)
     if options.probabilities and options.format not in PROGRAMS:

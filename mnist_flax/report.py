@@ -12,7 +12,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = ArgumentParser(
         "report",
-        "Show what came out: accuracy, curves, confusion matrix, calibration, mistakes, feature maps.",
+        "Write a report, one HTML file: accuracy, curves, confusion matrix, calibration, mistakes, feature maps.",
         "runs/mnist_training runs/other",
     )
     parser.add_argument(
@@ -20,10 +20,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         type=local_path,
         metavar="RUN",
-        help="run directory; curves are of all, the rest is of the first",
+        help="run directory; curves are of all runs, the rest is of the first",
     )
-    parser.add_argument("--output", type=local_path, metavar="DIR", help="default: `report` in the first run")
-    parser.add_argument("--dataset", type=expanded, help="where the data is that the first run was trained on")
+    parser.add_argument(
+        "--output", type=local_path, metavar="DIR", help="directory to write into; default: `report` in the first run"
+    )
+    parser.add_argument("--dataset", type=expanded, help="where the first run's data is now, if it has moved")
     parser.add_data_dir()
     parser.add_json()
     return parser.parse_args(arguments)

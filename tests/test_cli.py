@@ -53,6 +53,7 @@ def test_help_has_an_example_and_a_mistake_is_one_sentence(name):
 def test_help_says_how_it_was_called(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/mnist-flax", "train"])
     assert cli.program_name("train") == "mnist-flax train"
+    assert cli.program_name("import_weights") == "mnist-flax import-weights"
 
 
 def test_version(capsys):

@@ -17,7 +17,8 @@ from mnist_flax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "mnist_flax/inference/pretrained.md"]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "mnist_flax/inference/pretrained.md"]
 DIRECTORIES = ("mnist_flax", "tests", "benchmarks", "docs")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -143,6 +144,12 @@ def in_all_pages(find):
 
 def test_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_hooks_run_what_ci_runs():
+    hooks = re.findall(r"entry: ([^,]+),", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    ci = [line.removesuffix(" &") for line in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()]
+    assert hooks == [line for line in ci if line.startswith(("ruff", "basedpyright"))]
 
 
 def test_every_option_of_train_is_listed():

@@ -101,15 +101,15 @@ def recipes(runs: list[Path]) -> str:
     shown = [name for name in dict.fromkeys(name for config, _ in loaded for name in config) if name not in _NOT_SHOWN]
     rows = []
     for i, (config, summary) in enumerate(loaded):
-        differing = [name for name in shown if (config.get(name) != first.get(name) if i else name in first)]
-        recipe = " ".join(_option(name, config) for name in differing) or "the same"
+        differing = [name for name in shown if config.get(name) != first.get(name)]
+        changed = " ".join(_option(name, config) for name in differing) or "the same"
         ours = accuracies(summary)
         theirs = accuracies(first_summary)
         if i and summary.get("devices") != first_summary.get("devices"):
             change = f"{unpaired(ours, theirs)}, not paired: on {summary['devices']}"
         else:
             change = difference(ours, theirs) if i else "–"
-        rows.append((recipe, len(ours), with_spread(list(ours.values()), 3), change))
+        rows.append((changed if i else _preset(first), len(ours), with_spread(list(ours.values()), 3), change))
     return markdown(("recipe", "seeds", "validation accuracy, %", "paired difference to the first"), rows)
 
 
