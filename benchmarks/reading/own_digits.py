@@ -2,7 +2,7 @@
 
 The images are of `digits`, which ships with scikit-learn: real handwriting, from other writers and another scanner than
 MNIST's. A draw is five of each class to train on; all others are the test set. They come from the second half of the
-data set, for on the first half the defaults of such runs were chosen (`config.STEPS` and what is beside it).
+data set, because the first half chose the defaults of such runs (`presets.STEPS` and what is beside it).
 """
 
 import argparse
