@@ -157,8 +157,6 @@ def next_batch(
     steps_per_epoch = plan.order.shape[0] // options.batch_size
     start = state.step % steps_per_epoch * options.batch_size + first
     order, distortions = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), plan)
-    # A GPU reads them in the warp itself. Read there, number by number for every pixel, they take a CPU 8 % of a step.
-    distortions = lax.platform_dependent(distortions, cpu=lax.optimization_barrier, default=lambda x: x)
     images, labels = from_rows(rows[order], SIDE)
     return Batch(options.normalization(distort(images, distortions)), labels)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import Config
 from mnist_flax.data import NUM_CLASSES, Examples, Normalization, in_rows
-from mnist_flax.kernels import Kernels
+from mnist_flax.ops import Kernels
 from mnist_flax.model import MNISTNet, init_variables
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import (
