@@ -34,7 +34,7 @@ Row = tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]
 
 
 class Distortions(NamedTuple):
-    """What is done to each of n images. Arrays of one axis: TPUs fill short axes up to 128.
+    """What is done to each of n images, in arrays of one axis: as matrices they make a CPU round positions otherwise.
 
     Attributes:
         transforms: affine maps from output pixel (row, column, 1) to input pixel: the two rows of their matrices.
@@ -82,7 +82,6 @@ def draw_distortions(
 
 def distort(images: UInt8[Array, "n h w"], distortions: Distortions) -> Float[Array, "n h w"]:
     """Warp images, blur them, and change their grey levels; float32 in 0..255."""
-    distortions = ops.materialize(distortions)
     distorted = warp(images, distortions.transforms)
     if distortions.deviations is not None:
         distorted = blur(distorted, distortions.deviations)

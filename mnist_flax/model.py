@@ -158,8 +158,8 @@ class MNISTNet(nn.Module):
     that BatchNorm sees the whole batch.
 
     Attributes:
-        kernels: what computes convolutions and BatchNorm: "xla", or "native" (`ops/native.py`), which only a CPU has. With
-            "none" convolutions are zeros of their shapes.
+        kernels: what computes convolutions and BatchNorm: "xla", or on a CPU "native" (`ops/native.py`). With "none"
+            convolutions are zeros of their shapes.
         num_classes: how many of its ten outputs are used: the first ones.
     """
 

@@ -21,9 +21,9 @@ from benchmarks.speed.suite import Work
 from mnist_flax import ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.data import Examples, Normalization
+from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.ops import Kernels, library
 from mnist_flax.ops.native import BlockedImages
-from mnist_flax.model import IMAGE_SHAPE
 from mnist_flax.presets import PRESETS
 from mnist_flax.step import DATA, Batch, train_step
 from mnist_flax.training import mesh as meshes

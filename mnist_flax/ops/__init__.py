@@ -114,7 +114,7 @@ def convolve(
             return native.convolve(BlockedImages.of(x), jnp.zeros(0, jnp.float32), kernel, padding)
         scaling = jnp.stack([x.factor, x.offset])
         return native.convolve(BlockedImages.of(x.values), scaling, kernel, padding, x.pooled)
-    y = _convolution(computed(x), kernel, padding)
+    y: Any = _convolution(computed(x), kernel, padding)
     return y, lax.platform_dependent(y, cpu=plain.channel_sums, tpu=plain.channel_sums, default=gpu.channel_sums)
 
 
@@ -140,9 +140,7 @@ _convolution.defvjp(_convolution_fwd, _convolution_bwd)
 
 def _activate(values: Float[Array, "n h w c"], factor: Float[Array, " c"], offset: Float[Array, " c"]) -> Array:
     """The ReLU of `factor * values + offset`."""
-    return lax.platform_dependent(
-        values, factor, offset, cpu=plain.activate, tpu=plain.activate, default=gpu.activate
-    )
+    return lax.platform_dependent(values, factor, offset, cpu=plain.activate, tpu=plain.activate, default=gpu.activate)
 
 
 def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:

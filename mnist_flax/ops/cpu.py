@@ -5,9 +5,8 @@ to 20 channels most of the time is packing.
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
-
-from mnist_flax.ops import plain
 
 
 def convolve(
@@ -24,9 +23,9 @@ def convolve(
     width = x.shape[2] + 2 * padding - kernel_width + 1
     columns = width // 2 if c_in == 1 else 2  # one channel: packing is all the work
     if kernel_width == 1 or columns < 2 or width % columns:
-        return plain.convolve(x, kernel, padding)
+        return _convolution(x, kernel, padding)
     shifted = [jnp.pad(kernel, ((0, 0), (s, columns - 1 - s), (0, 0), (0, 0))) for s in range(columns)]
-    outputs = plain.convolve(x, jnp.concatenate(shifted, axis=-1), padding, (1, columns))
+    outputs = _convolution(x, jnp.concatenate(shifted, axis=-1), padding, (1, columns))
     return outputs.reshape(*outputs.shape[:2], width, c_out)
 
 
@@ -46,5 +45,16 @@ def gradients(
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     d_x = convolve(d_y, flipped, kernel.shape[0] - 1 - padding)
     # A convolution whose batch is the input channels, whose channels are the batch, and whose kernel is the cotangent.
-    d_kernel = plain.convolve(x.transpose(3, 1, 2, 0), d_y.transpose(1, 2, 0, 3), padding)
+    d_kernel = _convolution(x.transpose(3, 1, 2, 0), d_y.transpose(1, 2, 0, 3), padding)
     return d_x, d_kernel.transpose(1, 2, 0, 3)
+
+
+def _convolution(
+    x: Float[Array, "n h w c_in"],
+    kernel: Float[Array, "kh kw c_in c_out"],
+    padding: int,
+    strides: tuple[int, int] = (1, 1),
+) -> Float[Array, "n h_out w_out c_out"]:
+    """XLA's own, of NHWC images."""
+    pads = [(padding, padding)] * 2
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -2,20 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, UInt8
-
-
-def convolve(
-    x: Float[Array, "n h w c_in"],
-    kernel: Float[Array, "side side c_in c_out"],
-    padding: int,
-    strides: tuple[int, int] = (1, 1),
-) -> Float[Array, "n h_out w_out c_out"]:
-    """XLA's convolution of NHWC images."""
-    return lax.conv_general_dilated(
-        x, kernel, strides, [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def activate(

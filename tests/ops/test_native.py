@@ -15,9 +15,9 @@ from jax.flatten_util import ravel_pytree
 
 import mnist_flax
 from mnist_flax import ops
+from mnist_flax.model import MNISTNet
 from mnist_flax.ops import native
 from mnist_flax.ops.native import BlockedImages
-from mnist_flax.model import MNISTNet
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 few = settings(max_examples=20, deadline=None, derandomize=True)  # each compiles its own programs
