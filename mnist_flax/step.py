@@ -181,9 +181,9 @@ def train_steps(
 ) -> tuple[TrainState, Totals]:
     """Take up to `num_steps` steps within one epoch; stop early after a step whose loss or gradient is not finite.
 
-    `plan` and `examples` are as in `next_batch`, and `targets` what `teaching.teach` returns, if there are teachers. What a
-    step does depends on the state alone, not on how steps are divided into calls or over devices. `num_steps` is
-    traced: one compilation serves every chunk.
+    `plan` and `examples` are as in `next_batch`, and `targets` what `teaching.teach` returns, if there are teachers.
+    What a step does depends on the state alone, not on how steps are divided into calls or over devices. `num_steps`
+    is traced: one compilation serves every chunk.
     """
     share, first = share_of(options)
     start, end = state.step, state.step + num_steps

@@ -10,6 +10,7 @@ from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from mnist_flax import ops
+from mnist_flax.training.mesh import RUN_ONCE
 
 # Every convolution of the network (side, c_in, c_out, padding, kernel), and odd sizes that a CPU's form must decline.
 CONVOLUTIONS = [
@@ -37,8 +38,11 @@ def platform(request, monkeypatch):
 
 
 def values_and_gradients(function, arguments, cotangent):
-    values, vjp = jax.vjp(function, *arguments)
-    return values, *vjp(cotangent)
+    def both(arguments, cotangent):
+        values, vjp = jax.vjp(function, *arguments)
+        return values, *vjp(cotangent)
+
+    return jax.jit(both, compiler_options=RUN_ONCE)(arguments, cotangent)
 
 
 def close(ours, theirs, tolerance):
@@ -60,7 +64,7 @@ def test_convolution(side, c_in, c_out, padding, size):
 
 def test_sums_of_the_convolution():
     x, kernel = normal(0, 3, 9, 9, 4), normal(1, 3, 3, 4, 5)
-    y, sums = ops.convolve(x, kernel, 0)
+    y, sums = jax.jit(lambda *a: ops.convolve(*a, 0), compiler_options=RUN_ONCE)(x, kernel)
     np.testing.assert_allclose(sums, np.stack([y.sum((0, 1, 2)), (y * y).sum((0, 1, 2))]), rtol=1e-4)
 
 
@@ -70,7 +74,7 @@ def test_max_pool():
     plain = lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))  # noqa: E731
     np.testing.assert_array_equal(ops.max_pool_2x2(x), plain(x))
     x = normal(0, 2, 8, 6, 3)  # no ties
-    ours, theirs = (jax.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.max_pool_2x2, plain))
+    ours, theirs = (values_and_gradients(f, (x,), weights)[1] for f in (ops.max_pool_2x2, plain))
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -92,9 +96,9 @@ def test_interpolation():
     images = rng.integers(0, 256, (50, 28, 28), np.uint8)
     rows, columns = rng.uniform(-10, 38, (2, 50, 28, 28)).astype(np.float32)
     textbook = jax.vmap(lambda image, *at: map_coordinates(image, at, order=1, mode="constant"))
-    expected = textbook(images.astype(np.float32), rows, columns)
+    expected = jax.jit(textbook, compiler_options=RUN_ONCE)(images.astype(np.float32), rows, columns)
     assert (expected > 0).mean() > 0.2
-    ours = ops.interpolate(jnp.asarray(images), jnp.asarray(rows), jnp.asarray(columns))
+    ours = jax.jit(ops.interpolate, compiler_options=RUN_ONCE)(images, rows, columns)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3)
 
 
