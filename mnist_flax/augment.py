@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Key, UInt8
+
+from mnist_flax import ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Augmentation:
     gamma: float = 0.0
 
 
-# What of an output pixel's row, of its column, and of 1, makes the input pixel's row, or its column.
+# A row of each image's 2×3 matrix: the factors of an output pixel's row and column, and a constant.
 Row = tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]
 
 
 class Distortions(NamedTuple):
-    """What is done to each of n images. Arrays of one axis: TPUs fill short axes up to 128.
+    """What is done to each of n images, in arrays of one axis: as matrices they make a CPU round positions otherwise.
 
     Attributes:
         transforms: affine maps from output pixel (row, column, 1) to input pixel: the two rows of their matrices.
@@ -94,61 +95,14 @@ def warp(images: UInt8[Array, "n h w"], transforms: tuple[Row, Row]) -> Float[Ar
 
     Equal to `scipy.ndimage.affine_transform(order=1, mode="grid-constant")`. Values stay in 0..255, as float32.
     """
-    return lax.platform_dependent(images, transforms, tpu=warp_by_products, default=_warp_by_gathers)
+    rows = jnp.arange(images.shape[1], dtype=jnp.float32)[None, :, None]
+    columns = jnp.arange(images.shape[2], dtype=jnp.float32)[None, None, :]
 
+    def positions(row: Row) -> Float[Array, "n h w"]:
+        by_row, by_column, constant = (numbers[:, None, None] for numbers in row)
+        return by_row * rows + by_column * columns + constant
 
-def _positions(row: Row, height: int, width: int) -> Float[Array, "n h w"]:
-    """The input row, or column, of each output pixel, by that row of the maps."""
-    a, b, c = (numbers[:, None, None] for numbers in row)
-    rows = jnp.arange(height, dtype=jnp.float32)[None, :, None]
-    columns = jnp.arange(width, dtype=jnp.float32)[None, None, :]
-    return a * rows + b * columns + c
-
-
-def _warp_by_gathers(images: UInt8[Array, "n h w"], transforms: tuple[Row, Row]) -> Float[Array, "n h w"]:
-    """`warp`, by reading the four pixels around each position."""
-    n, height, width = images.shape
-
-    def coordinate(axis: int, size: int) -> tuple[Array, Array]:
-        # From one pixel outside the image on all is zero; clipping there keeps indices inside the padding below.
-        position = jnp.clip(_positions(transforms[axis], height, width), -1.0, size)
-        floor = jnp.floor(position)
-        return floor.astype(jnp.int32) + 1, position - floor
-
-    row, row_fraction = coordinate(0, height)
-    column, column_fraction = coordinate(1, width)
-
-    padded = jnp.pad(images, ((0, 0), (1, 2), (1, 2))).astype(jnp.float32).reshape(n, -1)
-    stride = width + 3
-    index = (row * stride + column).reshape(n, -1)
-
-    def neighbour(offset: int) -> Array:
-        values = jnp.take_along_axis(padded, index + offset, axis=1, mode="promise_in_bounds")
-        return values.reshape(n, height, width)
-
-    top_left, top_right = neighbour(0), neighbour(1)
-    bottom_left, bottom_right = neighbour(stride), neighbour(stride + 1)
-    top_value = top_left + column_fraction * (top_right - top_left)
-    bottom_value = bottom_left + column_fraction * (bottom_right - bottom_left)
-    return top_value + row_fraction * (bottom_value - top_value)
-
-
-def warp_by_products(images: UInt8[Array, "n h w"], transforms: tuple[Row, Row]) -> Float[Array, "n h w"]:
-    """`warp`, by two products with interpolation weights, to within 1e-4 of a grey level: for matrix units.
-
-    An output pixel at (r, c) is the sum over all input pixels (i, j) of max(0, 1 - |r - i|) max(0, 1 - |c - j|) image.
-    The sum over rows is a matrix product. That is 640,000 multiply-adds an image where gathers need 3,000, but a TPU
-    moves a tile of 1,024 numbers to gather one.
-    """
-    n, height, width = images.shape
-
-    def weights(axis: int, size: int) -> Float[Array, "n size pixels"]:
-        position = _positions(transforms[axis], height, width).reshape(n, 1, -1)
-        return jnp.maximum(0, 1 - jnp.abs(position - jnp.arange(size, dtype=jnp.float32)[:, None]))
-
-    # In full precision: a weight rounded to bfloat16 would be wrong by up to half a grey level.
-    by_rows = jnp.einsum("nij,nip->njp", images.astype(jnp.float32), weights(0, height), precision="highest")
-    return (by_rows * weights(1, width)).sum(1).reshape(n, height, width)
+    return ops.interpolate(images, *map(positions, transforms))
 
 
 def blur(images: Float[Array, "n h w"], deviations: Float[Array, " n"]) -> Float[Array, "n h w"]:

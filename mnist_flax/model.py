@@ -1,7 +1,7 @@
 """The network: 12,534 parameters, no dense layer. NHWC, Flax linen."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnist_flax import ops
-from mnist_flax.kernels import Kernels
+from mnist_flax.ops import Kernels
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
-BLOCKS = ("block1", "block2", "block3", "block4", "channel_reduce", "block5", "block6", "block7")
+
+
+class Block(NamedTuple):
+    """A convolution with stride 1, BatchNorm and ReLU.
+
+    Attributes:
+        features: output channels.
+        kernel_size: side of the kernel.
+        padding: zeros on each side of the image.
+        use_bias: whether the convolution has a bias. BatchNorm makes one redundant; the original has it in one block.
+        pooled: whether a 2×2 max-pool follows.
+    """
+
+    features: int
+    kernel_size: int = 3
+    padding: int = 0
+    use_bias: bool = False
+    pooled: bool = False
+
+
+# In order. `MNISTNet` calls them; whatever else needs a block's name, size or padding reads it here.
+BLOCKS = {
+    "block1": Block(8),
+    "block2": Block(12),
+    "block3": Block(16),
+    "block4": Block(20, pooled=True),
+    "channel_reduce": Block(12, kernel_size=1, use_bias=True),
+    "block5": Block(16, padding=1),
+    "block6": Block(16, padding=1),
+    "block7": Block(16, padding=1),
+}
 
 # PyTorch's default: kaiming_uniform_(a=sqrt(5)) is U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights, and so for biases.
 # https://github.com/pytorch/pytorch/blob/main/torch/nn/modules/conv.py (reset_parameters)
@@ -31,21 +61,18 @@ def bias_init_for(fan_in: int) -> nn.initializers.Initializer:
 
 
 class Conv(nn.Module):
-    """Convolution with stride 1: the results of `ops.convolve`, which has no bias, and the bias or 0."""
+    """A block's convolution: the results of `ops.convolve`, which has no bias, and the bias or 0."""
 
-    features: int
-    kernel_size: tuple[int, int]
-    padding: int
-    use_bias: bool
+    block: Block
     kernels: Kernels
 
     @nn.compact
-    def __call__(self, x: ops.Deferred | Float[Array, "n h w c"]) -> tuple[ops.Images, Array, Array]:
-        c_in = x.shape[-1]
-        kernel = jnp.asarray(self.param("kernel", kernel_init, (*self.kernel_size, c_in, self.features)))
-        fan_in = math.prod(self.kernel_size) * c_in
-        bias = jnp.asarray(self.param("bias", bias_init_for(fan_in), (self.features,)) if self.use_bias else 0.0)
-        return *ops.convolve(x, kernel, self.padding, self.kernels), bias
+    def __call__(self, x: ops.PendingBatchNorm | Float[Array, "n h w c"]) -> tuple[ops.Images, Array, Array]:
+        features, side, c_in = self.block.features, self.block.kernel_size, x.shape[-1]
+        kernel = jnp.asarray(self.param("kernel", kernel_init, (side, side, c_in, features)))
+        bias_init = bias_init_for(side * side * c_in)
+        bias = jnp.asarray(self.param("bias", bias_init, (features,)) if self.block.use_bias else 0.0)
+        return *ops.convolve(x, kernel, self.block.padding, self.kernels), bias
 
 
 class BatchNormReLU(nn.Module):
@@ -60,7 +87,9 @@ class BatchNormReLU(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: ops.Images, sums: Float[Array, "2 c"], conv_bias: Any = 0.0, *, train: bool) -> ops.Deferred:
+    def __call__(
+        self, x: ops.Images, sums: Float[Array, "2 c"], conv_bias: Array | float = 0.0, *, train: bool
+    ) -> ops.PendingBatchNorm:
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -68,7 +97,7 @@ class BatchNormReLU(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return ops.Deferred(x, factor, bias + (conv_bias - running_mean.value) * factor)
+            return ops.PendingBatchNorm(x, factor, bias + (conv_bias - running_mean.value) * factor)
         count = math.prod(x.shape[:-1])
         if self.axis_name is not None and not self.is_initializing():
             sums, count = jax.lax.psum((sums, count), self.axis_name)
@@ -80,36 +109,33 @@ class BatchNormReLU(nn.Module):
             running_mean.value += self.momentum * (jax.lax.stop_gradient(mean + conv_bias) - running_mean.value)
             running_var.value += self.momentum * (jax.lax.stop_gradient(unbiased) - running_var.value)
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return ops.Deferred(x, factor, bias - mean * factor)
+        return ops.PendingBatchNorm(x, factor, bias - mean * factor)
 
 
 class ConvBlock(nn.Module):
     """Convolution, BatchNorm, ReLU."""
 
-    features: int
-    kernel_size: tuple[int, int] = (3, 3)
-    padding: int = 0
-    use_bias: bool = False
+    block: Block
     axis_name: str | None = None
     kernels: Kernels = "xla"
 
     @nn.compact
-    def __call__(self, x: ops.Deferred | Float[Array, "n h w c"], *, train: bool) -> ops.Deferred:
-        conv = Conv(self.features, self.kernel_size, self.padding, self.use_bias, self.kernels, name="conv")
+    def __call__(self, x: ops.PendingBatchNorm | Float[Array, "n h w c"], *, train: bool) -> ops.PendingBatchNorm:
+        conv = Conv(self.block, self.kernels, name="conv")
         return BatchNormReLU(axis_name=self.axis_name, name="norm")(*conv(x), train=train)
 
 
 class MaxPool(nn.Module):
     """2×2 max-pool, stride 2. It is a module so that captured intermediates have it under its name."""
 
-    def __call__(self, x: ops.Deferred) -> ops.Deferred:
+    def __call__(self, x: ops.PendingBatchNorm) -> ops.PendingBatchNorm:
         return x._replace(pooled=True)
 
 
 class GlobalAveragePool(nn.Module):
     """Mean over space. It is a module for the same reason."""
 
-    def __call__(self, x: ops.Deferred) -> Float[Array, "n 1 1 c"]:
+    def __call__(self, x: ops.PendingBatchNorm) -> Float[Array, "n 1 1 c"]:
         return x.compute().mean(axis=(1, 2), keepdims=True)
 
 
@@ -132,8 +158,8 @@ class MNISTNet(nn.Module):
     that BatchNorm sees the whole batch.
 
     Attributes:
-        kernels: what computes convolutions and BatchNorm: "xla", or "native" (`kernels/`), which only a CPU has. With
-            "none" convolutions are zeros of their shapes.
+        kernels: what computes convolutions and BatchNorm: "xla", or on a CPU "native" (`ops/native.py`). With "none"
+            convolutions are zeros of their shapes.
         num_classes: how many of its ten outputs are used: the first ones.
     """
 
@@ -143,19 +169,19 @@ class MNISTNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n 28 28 1"], *, train: bool = False) -> Float[Array, "n classes"]:
-        def block(name: str, features: int, kernel_size=(3, 3), padding=0, use_bias=False) -> ConvBlock:
-            return ConvBlock(features, kernel_size, padding, use_bias, self.axis_name, self.kernels, name=name)
+        def block(name: str) -> ConvBlock:
+            return ConvBlock(BLOCKS[name], self.axis_name, self.kernels, name=name)
 
-        x: Any = block("block1", 8)(images, train=train)  # 26×26
-        x = block("block2", 12)(x, train=train)  # 24×24
-        x = block("block3", 16)(x, train=train)  # 22×22
-        x = block("block4", 20)(x, train=train)  # 20×20
-        x = MaxPool(name="maxpool")(x)  # 10×10
-        x = block("channel_reduce", 12, kernel_size=(1, 1), use_bias=True)(x, train=train)
-        x = block("block5", 16, padding=1)(x, train=train)
-        x = block("block6", 16, padding=1)(x, train=train)
-        x = block("block7", 16, padding=1)(x, train=train)
-        x = GlobalAveragePool(name="gap")(x)  # 1×1
+        x: Any = block("block1")(images, train=train)  # 26×26×8
+        x = block("block2")(x, train=train)  # 24×24×12
+        x = block("block3")(x, train=train)  # 22×22×16
+        x = block("block4")(x, train=train)  # 20×20×20
+        x = MaxPool(name="maxpool")(x)  # 10×10×20
+        x = block("channel_reduce")(x, train=train)  # 10×10×12
+        x = block("block5")(x, train=train)  # 10×10×16
+        x = block("block6")(x, train=train)
+        x = block("block7")(x, train=train)
+        x = GlobalAveragePool(name="gap")(x)  # 1×1×16
         x = nn.Conv(
             NUM_CLASSES,
             (1, 1),

@@ -1,4 +1,8 @@
-"""A network's parameters as two arrays: many small arrays take an accelerator as long as few large ones."""
+"""A network's 34 parameters packed into two arrays, on which an optimizer is a few operations instead of hundreds.
+
+A GPU takes as long for each operation on a small array as on a large one: by its compiler's account a training step
+has 130 kernels, and had 326 when the optimizer went from array to array.
+"""
 
 import itertools
 import math
@@ -8,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
+
+from mnist_flax.model import BLOCKS
 
 
 class Packed(struct.PyTreeNode):
@@ -34,7 +40,7 @@ class Shapes(NamedTuple):
     @property
     def are_kernels(self) -> list[bool]:
         """Which parameters are blocks' convolution kernels. Muon's authors advise Adam for the last layer."""
-        return [len(s) == 4 and p[0].key != "final_conv" for p, s in zip(self.paths, self.shapes, strict=True)]
+        return [len(s) == 4 and p[0].key in BLOCKS for p, s in zip(self.paths, self.shapes, strict=True)]
 
     @property
     def matrices(self) -> list[tuple[int, int]]:

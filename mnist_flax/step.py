@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
+from mnist_flax import ops
 from mnist_flax.augment import Augmentation, Distortions, distort, draw_distortions
-from mnist_flax.data import SIDE, Examples, Normalization, from_rows
+from mnist_flax.data import SIDE, Examples, Normalization
 from mnist_flax.packed import global_norm, pack, unpack
 from mnist_flax.state import Totals, TrainState
 
@@ -147,20 +148,19 @@ def next_batch(
     first: Int[Any, ""] | int,
     size: int,
     *,
-    rows: UInt8[Array, "n length"],
+    examples: Examples,
     options: StepOptions,
 ) -> Batch:
     """The images `first` to `first + size` of the batch for the state's next step, augmented and normalised.
 
-    `plan` is that of the epoch, and `rows` are the training examples `in_rows`.
+    `plan` is that of the epoch, and `examples` are the training examples, whose images may be flat.
     """
     steps_per_epoch = plan.order.shape[0] // options.batch_size
     start = state.step % steps_per_epoch * options.batch_size + first
     order, distortions = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), plan)
-    # A GPU reads them in the warp itself. Read there, number by number for every pixel, they take a CPU 8 % of a step.
-    distortions = lax.platform_dependent(distortions, cpu=lax.optimization_barrier, default=lambda x: x)
-    images, labels = from_rows(rows[order], SIDE)
-    return Batch(options.normalization(distort(images, distortions)), labels)
+    distortions = ops.materialize(distortions)
+    images = examples.images[order].reshape(-1, SIDE, SIDE)
+    return Batch(options.normalization(distort(images, distortions)), examples.labels[order])
 
 
 def share_of(options: StepOptions) -> tuple[int, Array]:
@@ -175,15 +175,15 @@ def train_steps(
     plan: EpochPlan,
     num_steps: Int[Array, ""],
     *,
-    rows: UInt8[Array, "n length"],
+    examples: Examples,
     options: StepOptions,
     targets: Float[Array, "steps share classes"] | None = None,
 ) -> tuple[TrainState, Totals]:
     """Take up to `num_steps` steps within one epoch; stop early after a step whose loss or gradient is not finite.
 
-    `plan` and `rows` are as in `next_batch`, and `targets` what `teaching.teach` returns, if there are teachers. What a
-    step does depends on the state alone, not on how steps are divided into calls or over devices. `num_steps` is
-    traced: one compilation serves every chunk.
+    `plan` and `examples` are as in `next_batch`, and `targets` what `teaching.teach` returns, if there are teachers.
+    What a step does depends on the state alone, not on how steps are divided into calls or over devices. `num_steps`
+    is traced: one compilation serves every chunk.
     """
     share, first = share_of(options)
     start, end = state.step, state.step + num_steps
@@ -195,7 +195,7 @@ def train_steps(
     def advance(carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
         state, totals = carry
         with jax.named_scope("augmentation"):
-            batch = next_batch(state, plan, first, share, rows=rows, options=options)
+            batch = next_batch(state, plan, first, share, examples=examples, options=options)
         if targets is not None:
             batch = batch._replace(targets=targets[state.step - start])
         state, metrics = _packed_step(state, batch, label_smoothing=options.label_smoothing, axis_name=DATA)

@@ -42,15 +42,13 @@ def layers() -> list[Layer]:
         return Layer(".".join((name, *inner)), kind, shape, own)
 
     rows = []
-    for name in (*BLOCKS[:4], "maxpool", *BLOCKS[4:], "gap", "final_conv"):
-        if name in BLOCKS:
-            height, width = params[name]["conv"]["kernel"].shape[:2]
-            rows += [layer(f"Conv {height}×{width}", name, "conv"), layer("BatchNorm", name, "norm")]
-            rows += [layer("ReLU", name)._replace(name=f"{name}.relu")]
-        else:
-            kinds = {"maxpool": "MaxPool 2×2", "gap": "GlobalAveragePool", "final_conv": "Conv 1×1"}
-            rows.append(layer(kinds[name], name))
-    return rows
+    for name, block in BLOCKS.items():
+        size = block.kernel_size
+        rows += [layer(f"Conv {size}×{size}", name, "conv"), layer("BatchNorm", name, "norm")]
+        rows += [layer("ReLU", name)._replace(name=f"{name}.relu")]
+        if block.pooled:
+            rows.append(layer("MaxPool 2×2", "maxpool"))
+    return [*rows, layer("GlobalAveragePool", "gap"), layer("Conv 1×1", "final_conv")]
 
 
 def describe(rows: list[Layer]) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
+from mnist_flax.data import Examples
 from mnist_flax.state import TrainState
 from mnist_flax.step import EpochPlan, StepOptions, each_replica, next_batch, share_of
 
@@ -25,7 +26,7 @@ def teach(
     plans: EpochPlan,
     num_steps: int,
     *,
-    rows: UInt8[Array, "n length"],
+    examples: Examples,
     options: StepOptions,
     apply_fn: Any,
     in_turns: bool,
@@ -42,7 +43,7 @@ def teach(
 
     def answer(i: Array) -> Array:
         ahead = state.replace(step=state.step + i)
-        images = next_batch(ahead, plan, first, share, rows=rows, options=options).images
+        images = next_batch(ahead, plan, first, share, examples=examples, options=options).images
         return mean_probabilities(teachers, images, apply_fn=apply_fn, in_turns=in_turns)
 
     return lax.map(answer, jnp.arange(num_steps))

@@ -20,7 +20,7 @@ from mnist_flax.training.run_directory import read_config
 
 if TYPE_CHECKING:
     from mnist_flax.data import Dataset
-    from mnist_flax.kernels import Choice
+    from mnist_flax.ops import Choice
     from mnist_flax.training.signals import Interruption
 
 
@@ -174,14 +174,14 @@ def _teachers(config: Config, dataset: "Dataset") -> dict[str, Any] | None:
 
 def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":
     """What computes the network: the same in all processes of a job."""
-    from mnist_flax import kernels
+    from mnist_flax import ops
     from mnist_flax.training import mesh
 
     say = functools.partial(print, flush=True) if is_main else lambda sentence: None
-    chosen = kernels.choose(config.kernels, platform, not config.no_compilation_cache, say)
+    chosen = ops.choose(config.kernels, platform, not config.no_compilation_cache, say)
     if mesh.all_processes(chosen.name == "native") or chosen.name == "xla":
         return chosen
-    return kernels.Choice("xla", "another process of the job has none")
+    return ops.Choice("xla", "another process of the job has none")
 
 
 def _calibrate(config: Config, dataset: "Dataset") -> None:

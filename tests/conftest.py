@@ -32,14 +32,14 @@ def _cache_home(tmp_path_factory):
     Most of their time is compilation. Processes that run tests side by side have one directory.
     """
     from mnist_flax.cli import use_compilation_cache
-    from mnist_flax.kernels import native
+    from mnist_flax.ops import native
 
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         with FileLock(f"{cache}.lock"):
-            native.why_not()  # compiles the CPU kernels, once
+            native.unavailable_reason()  # compiles the CPU kernels, once
         use_compilation_cache()
         yield
 
@@ -56,9 +56,9 @@ def _compiled_programs():
 @pytest.fixture(scope="session")
 def cpu_kernels() -> None:
     """For tests of the CPU kernels, which skip where there is no C++ compiler."""
-    from mnist_flax.kernels import native
+    from mnist_flax.ops import native
 
-    if reason := native.why_not():
+    if reason := native.unavailable_reason():
         pytest.skip(f"no CPU kernels: {reason}")
 
 

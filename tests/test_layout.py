@@ -14,9 +14,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"files"},
-    {"kernels", "bands"},
-    {"config", "ops", "data", "augment", "packed"},
-    {"model", "optim", "state", "presets"},
+    {"ops"},
+    {"config", "data", "augment"},
+    {"model", "presets"},
+    {"packed"},
+    {"optim", "state"},
     {"step"},
     {"teaching"},
     {"training"},
@@ -43,10 +45,11 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            for alias in node.names:  # of a package either a module, or what its own __init__ offers
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    # `from mnist_flax import data` imports data, not what the package's own __init__ offers.
     return (found & set(MODULES)) - {"mnist_flax", module_of(path)}
 
 
@@ -109,3 +112,16 @@ def test_private_names_are_used_in_their_own_module(path):
 def test_the_platform_is_a_property_of_the_mesh():
     for path in SOURCES:
         assert path == Path(__file__) or "default_backend" not in path.read_text(), path
+
+
+PLATFORMS = {f"mnist_flax.ops.{name}" for name in ("cpu", "gpu", "tpu", "native")}
+
+
+def test_operations_choose_their_platform_in_one_place():
+    assert [path for path in FILES if "platform_dependent" in path.read_text()] == [PACKAGE / "ops/__init__.py"]
+
+
+@pytest.mark.parametrize("module", sorted(PLATFORMS))
+def test_a_platforms_operations_can_be_dropped_alone(module):
+    importing = {name for name, path in MODULES.items() if module in imports(path)}
+    assert importing == {"mnist_flax.ops"}

@@ -10,7 +10,7 @@ from conftest import fresh_variables, normal, state_dict
 from mnist_flax import ops, summary
 from mnist_flax.data import Normalization
 from mnist_flax.inference import interop
-from mnist_flax.model import BatchNormReLU, MNISTNet, count_parameters, init_variables
+from mnist_flax.model import BLOCKS, BatchNormReLU, MNISTNet, count_parameters, init_variables
 
 ORDER = ("block1", "block2", "block3", "block4", "maxpool", "channel_reduce", "block5", "block6", "block7", "gap")
 COUNTS = (88, 888, 1760, 2920, 0, 276, 1760, 2336, 2336, 0)
@@ -41,7 +41,7 @@ def test_total_parameters(variables):
 
 def test_27_layers_conv_batchnorm_relu_in_every_block(rows):
     assert len(rows) == 27
-    for block in interop.BLOCKS:
+    for block in BLOCKS:
         kinds = [row.kind.split()[0] for row in rows if row.name.startswith(block + ".")]
         assert kinds == ["Conv", "BatchNorm", "ReLU"]
     assert [row.kind for row in rows if "." not in row.name] == ["MaxPool 2×2", "GlobalAveragePool", "Conv 1×1"]
@@ -55,13 +55,27 @@ def test_output_shapes(rows):
 
 def test_kernels_and_biases(variables):
     params = variables["params"]
-    for name in interop.BLOCKS:
+    for name in BLOCKS:
         size = (1, 1) if name == "channel_reduce" else (3, 3)
         assert params[name]["conv"]["kernel"].shape[:2] == size
         assert ("bias" in params[name]["conv"]) == (name == "channel_reduce")
         assert set(params[name]["norm"]) == {"scale", "bias"}
     assert params["final_conv"]["kernel"].shape == (1, 1, 16, 10)
     assert "bias" in params["final_conv"]
+
+
+def test_blocks_are_called_in_the_order_of_their_table():
+    called = []
+
+    def look(next_call, args, kwargs, context):
+        if len(context.module.path) == 1:
+            called.append(context.module.name)
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        jax.eval_shape(lambda: init_variables(jax.random.key(0)))
+    expected = [layer for name, block in BLOCKS.items() for layer in ((name, "maxpool") if block.pooled else (name,))]
+    assert called == [*expected, "gap", "final_conv"]
 
 
 def test_no_dense_layer_and_batchnorm_as_in_pytorch():
@@ -82,7 +96,7 @@ def test_no_dense_layer_and_batchnorm_as_in_pytorch():
 
 def test_initial_values_are_pytorchs_defaults(variables):
     params = variables["params"]
-    for name in interop.BLOCKS:
+    for name in BLOCKS:
         kernel = np.asarray(params[name]["conv"]["kernel"])
         bound = np.prod(kernel.shape[:3]) ** -0.5
         assert np.abs(kernel).max() <= bound

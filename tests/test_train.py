@@ -282,7 +282,7 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_checkpoint(tmp_path):
     assert "lower --max-lr" in message
     variance = "`variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)` (model.py:"
     assert f"invalid value (nan) encountered in sub: {variance}" in message
-    assert '`x: Any = block("block1", 8)(images, train=train)' in message
+    assert '`x: Any = block("block1")(images, train=train)' in message
 
 
 def test_selecting_on_the_test_set_is_said_wherever_a_number_is(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import markdown, parser_of, with_spread
-from mnist_flax import kernels, train
+from mnist_flax import ops, train
 from mnist_flax.cli import command, use_compilation_cache
 from mnist_flax.data import Dataset
 from mnist_flax.errors import UserError
@@ -60,7 +60,7 @@ def accuracy_of(dataset: Dataset, options: Sequence[str], draw: int) -> float:
     config = train.parse(["--dataset", dataset.name, "--seed", str(draw), *options])
     config = completed(config, dataset.name, len(dataset.train.labels), len(dataset.validation.labels))
     mesh = make_mesh(config.batch_size, 1)
-    run = prepare(config, dataset, mesh, kernels.choose("auto", platform_of(mesh)))
+    run = prepare(config, dataset, mesh, ops.choose("auto", platform_of(mesh)))
     progress = start(run)
     if config.initial_weights:
         progress = from_trained(run, progress, initial_variables(config.initial_weights, dataset.class_names))

@@ -143,7 +143,7 @@ def _load(cores: int) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures depend on."""
-    from mnist_flax.kernels import native  # with JAX, which refusing an option need not wait for
+    from mnist_flax.ops import native  # with JAX, which refusing an option need not wait for
     from mnist_flax.training.mesh import num_cores
 
     def installed(package: str) -> str:
@@ -157,7 +157,7 @@ def machine() -> dict[str, str]:
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "CPU": f"{model or platform.processor() or platform.machine()}, {num_cores()} cores",
-        "CPU kernels": f"none: {reason}" if (reason := native.why_not()) else "compiled",
+        "CPU kernels": f"none: {reason}" if (reason := native.unavailable_reason()) else "compiled",
         "load": _load(num_cores()),
         "platform": platform.platform(),
         "python": platform.python_version(),

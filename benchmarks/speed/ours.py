@@ -18,12 +18,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks.speed.suite import Work
-from mnist_flax import kernels, ops, summary
+from mnist_flax import ops, summary
 from mnist_flax.augment import Augmentation, augment
 from mnist_flax.data import Examples, Normalization
-from mnist_flax.kernels import Kernels, library
-from mnist_flax.kernels.native import Packs
 from mnist_flax.model import IMAGE_SHAPE
+from mnist_flax.ops import Kernels, library
+from mnist_flax.ops.native import BlockedImages
 from mnist_flax.presets import PRESETS
 from mnist_flax.step import DATA, Batch, train_step
 from mnist_flax.training import mesh as meshes
@@ -51,7 +51,7 @@ def _examples(num_examples: int) -> Examples:
 
 def _kernels_of(name: str, mesh: Mesh) -> Kernels:
     """What computes an implementation's convolutions and BatchNorm."""
-    return kernels.choose("xla" if name == "ours-xla" else "auto", meshes.platform_of(mesh)).name
+    return ops.choose("xla" if name == "ours-xla" else "auto", meshes.platform_of(mesh)).name
 
 
 def _training(mesh: Mesh, batch_size: int, amount: float, kernels: Kernels) -> Work:
@@ -161,7 +161,7 @@ def _convolutions(num_images: int, kernels: Kernels) -> Iterator[tuple[str, Work
         shapes = (num_images, *inputs), (size, size, inputs[-1], layer.shape[-1]), (num_images, *layer.shape)
         x, kernel, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
         if kernels == "native":
-            x, dy = Packs.of(x), Packs.of(dy)
+            x, dy = BlockedImages.of(x), BlockedImages.of(dy)
         padding = (layer.shape[0] + size - 1 - inputs[0]) // 2
 
         def conv(*arguments: Any, padding: int = padding) -> ops.Images:

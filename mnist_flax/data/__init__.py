@@ -1,7 +1,7 @@
 """Data sets in memory: `load(name, data_dir, val_size)` returns a `Dataset` of uint8 arrays."""
 
 from mnist_flax.data.dataset import Dataset, load
-from mnist_flax.data.examples import Examples, Normalization, from_rows, in_rows
+from mnist_flax.data.examples import Examples, Normalization
 from mnist_flax.data.geometry import NUM_CLASSES, SIDE
 from mnist_flax.data.tfds_files import DataUnavailableError
 
@@ -12,7 +12,5 @@ __all__ = [
     "Dataset",
     "Examples",
     "Normalization",
-    "from_rows",
-    "in_rows",
     "load",
 ]

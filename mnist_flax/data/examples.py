@@ -1,6 +1,5 @@
 """Images with their labels, how they are normalised, and a fixed choice among them."""
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,29 +24,6 @@ class Normalization(NamedTuple):
         if np.issubdtype(images.dtype, np.integer):
             images = images.astype(np.float32)
         return (images * (1 / (255 * self.std)) - self.mean / self.std)[..., None]
-
-
-LANES = 128  # a TPU's registers are so many numbers wide
-
-
-def in_rows(examples: Examples) -> UInt8[Any, "n length"]:
-    """Each image a row of its pixels, then its label, filled up with zeros to a multiple of `LANES`; or their shape.
-
-    A TPU keeps an array of small images, or of rows that do not fill its lanes, with the images along the lanes. To
-    pick some of them it then has to read, or to copy, all of them. A label of its own would be picked alone, one number
-    at a time.
-    """
-    images, (num_images, *sides) = examples.images, examples.images.shape
-    length = -(-(math.prod(sides) + 1) // LANES) * LANES
-    if not isinstance(images, np.ndarray):  # but a jax.ShapeDtypeStruct
-        return type(images)((num_images, length), images.dtype)
-    rows = np.concatenate([images.reshape(num_images, -1), examples.labels[:, None].astype(np.uint8)], axis=1)
-    return np.pad(rows, ((0, 0), (0, length - rows.shape[1])))
-
-
-def from_rows(rows: UInt8[Any, "n length"], side: int) -> tuple[UInt8[Any, "n side side"], Int[Any, " n"]]:
-    """The images and the labels in such rows."""
-    return rows[:, : side**2].reshape(-1, side, side), rows[:, side**2].astype(np.int32)
 
 
 def stratified_choice(labels: Int[np.ndarray, " n"], size: int, seed: int) -> Shaped[np.ndarray, " n"]:

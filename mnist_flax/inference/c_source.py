@@ -89,6 +89,8 @@ def sources(network: Classifier, in_integers: IntegerNetwork, name: str, figures
         "classes": len(network.class_names),
         "class_names": ", ".join(map(_literal, network.class_names)),
         "unit": f"{in_integers.unit / network.temperature:.8e}f",
+        "num_blocks": len(in_integers.layers),
+        "num_features": in_integers.weights.shape[1],
         "tables": "\n".join(tables),
         **{name: f"{value:,}" for name, value in figures.items()},
     }

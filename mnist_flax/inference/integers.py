@@ -24,7 +24,6 @@ from mnist_flax.model import BLOCKS, IMAGE_SHAPE
 
 # Of the training images. With so many, and with twice as many, all labels of MNIST's test set are as in float32.
 MEASURED_ON = 1000
-PADDED, POOLED = ("block5", "block6", "block7"), "block4"
 _BATCH = 50  # images whose activations stay in a processor's caches
 # A sum of products is at most 144 · 127 · 255, below 2^23, and below 2^24 with such a bias. So far float32 holds every
 # integer, and its matrix products, which are the fast ones, are exact.
@@ -115,7 +114,7 @@ def maxima(network: Classifier, train: Examples) -> list[float]:
     for x in _batches(chosen.images):
         found.append([])
         for name, kernel, bias in blocks:
-            x = _pool(np.maximum(_convolve(x, kernel, bias, int(name in PADDED)), 0), name == POOLED)
+            x = _pool(np.maximum(_convolve(x, kernel, bias, BLOCKS[name].padding), 0), BLOCKS[name].pooled)
             found[-1].append(x.max())
     return np.max(found, axis=0).tolist()
 
@@ -131,7 +130,8 @@ def quantize(network: Classifier, largest: list[float]) -> IntegerNetwork:
         scale = _rounded(units * unit / output_unit * 2**32)
         weights, bias = _rounded(kernel / units[:, None, None, None]), _rounded(bias / (units * unit))
         unit = float(output_unit)
-        layers.append(Layer(name, weights, bias, scale, int(name in PADDED), name == POOLED, width_in, unit))
+        block = BLOCKS[name]
+        layers.append(Layer(name, weights, bias, scale, block.padding, block.pooled, width_in, unit))
         width_in = layers[-1].width >> layers[-1].pooled
     unit /= 100  # the mean over 10×10 outputs
     final = {name: np.asarray(value, np.float64) for name, value in network.variables["params"]["final_conv"].items()}
@@ -160,7 +160,7 @@ def folded(network: Classifier) -> list[tuple[str, Float[np.ndarray, "o h w i"],
     blocks = []
     for name in BLOCKS:
         kernel, bias = (array.astype(np.float64) for array in interop.fold_batch_norm(state_dict, name))
-        if name == BLOCKS[0]:  # it is not padded: each of its outputs sees as much of the ground as the others
+        if not blocks:  # the first is not padded: each of its outputs sees as much of the ground as the others
             kernel, bias = kernel / (255 * std), bias - mean / std * kernel.sum((1, 2, 3))
         blocks.append((name, kernel.transpose(0, 2, 3, 1), bias))
     return blocks

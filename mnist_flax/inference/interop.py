@@ -28,8 +28,8 @@ def names() -> dict[str, tuple[str, ...]]:
     paths = {}
     for layer, entries in [*((block, _BLOCK_ENTRIES) for block in BLOCKS), ("final_conv", _FINAL_ENTRIES)]:
         for torch_name, collection, path in entries:
-            if torch_name == "0.bias" and layer != "channel_reduce":
-                continue  # BatchNorm makes a bias redundant; the reference keeps one in the 1×1 squeeze only
+            if torch_name == "0.bias" and not BLOCKS[layer].use_bias:
+                continue
             paths[f"{layer}.{torch_name}"] = (collection, layer, *path)
     return paths
 

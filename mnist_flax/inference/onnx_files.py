@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from mnist_flax.errors import require
 from mnist_flax.files import SIGN
 from mnist_flax.inference.classifier import Classifier
-from mnist_flax.inference.integers import PADDED, POOLED, IntegerNetwork, folded
+from mnist_flax.inference.integers import IntegerNetwork, folded
+from mnist_flax.model import BLOCKS
 
 # The oldest opset whose DequantizeLinear has a scale for each channel, and an IR version of its time: every tool of
 # docs/deploy.md reads them.
@@ -90,14 +91,14 @@ class _Graph:
         self.nodes.append(self.helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0))
         return name
 
-    def convolve(self, layer: _Layer, name: str) -> None:
+    def convolve(self, layer: _Layer, name: str, padding: int = 0) -> None:
         weights, size = layer.weights.transpose(0, 3, 1, 2), layer.weights.shape[1:3]
         unit, bias_unit = layer.scales or (None, None)
         inputs = (
             self.parameter(f"{layer.name}.weight", weights, unit, _ZERO_WEIGHT, np.uint8),
             self.parameter(f"{layer.name}.bias", layer.bias, bias_unit, 0, np.int32),
         )
-        self.add("Conv", name, *inputs, kernel_shape=size, pads=[int(layer.name in PADDED)] * 4)
+        self.add("Conv", name, *inputs, kernel_shape=size, pads=[padding] * 4)
 
 
 def write(path: Path, network: Classifier, output: str, temperature: float | None, variant: Variant) -> None:
@@ -126,10 +127,10 @@ def write(path: Path, network: Classifier, output: str, temperature: float | Non
         graph.quantize("images", _PIXEL)
     *blocks, final = _layers(network, variant.integers)
     for layer in blocks:
-        graph.convolve(layer, f"{layer.name}.conv")
+        graph.convolve(layer, f"{layer.name}.conv", BLOCKS[layer.name].padding)
         graph.add("Relu", layer.name)
         graph.quantize(layer.name, layer.output_unit)
-        if layer.name == POOLED:
+        if BLOCKS[layer.name].pooled:
             graph.add("MaxPool", "maxpool", kernel_shape=[2, 2], strides=[2, 2])
             graph.quantize("maxpool", layer.output_unit)
     graph.add("GlobalAveragePool", "gap")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnist_flax.data import Examples, in_rows
+from mnist_flax.data import Examples
 from mnist_flax.model import MNISTNet
 from mnist_flax.step import EpochPlan, StepOptions, Totals, TrainState, next_batch, train_step
 from mnist_flax.teaching import mean_probabilities
@@ -77,7 +77,9 @@ def nonfinite_operation(
     None if the step stays finite that way: a sum over a whole batch on one device rounds differently from a sum of
     partial sums on many.
     """
-    batch = next_batch(state, plan, 0, options.batch_size, rows=jnp.asarray(in_rows(examples)), options=options)
+    batch = next_batch(
+        state, plan, 0, options.batch_size, examples=jax.tree.map(jnp.asarray, examples), options=options
+    )
     if teachers is not None:
         targets = mean_probabilities(teachers, batch.images, apply_fn=MNISTNet().apply, in_turns=False)
         batch = batch._replace(targets=targets)

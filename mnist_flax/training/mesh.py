@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnist_flax.data import Examples
 from mnist_flax.errors import UserError
-from mnist_flax.kernels import Kernels
+from mnist_flax.ops import Kernels
 from mnist_flax.step import DATA, REPLICA
 from mnist_flax.training import devices
 from mnist_flax.training.devices import num_cores

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from mnist_flax.augment import Augmentation
 from mnist_flax.config import Config
-from mnist_flax.data import NUM_CLASSES, Examples, Normalization, in_rows
-from mnist_flax.kernels import Kernels
+from mnist_flax.data import NUM_CLASSES, Examples, Normalization
 from mnist_flax.model import MNISTNet, init_variables
+from mnist_flax.ops import Kernels
 from mnist_flax.optim import make_optimizer
 from mnist_flax.step import (
     DATA,
@@ -130,7 +130,7 @@ class TrainingProgram:
         num_examples = examples.labels.shape[0]
         self.mesh, self.steps_per_epoch = mesh, -(-num_examples // options.batch_size)
         self.chunk = CPU_CHUNK if platform_of(mesh) == "cpu" else self.steps_per_epoch
-        self._fixed: Any = place((in_rows(examples), teachers), mesh)
+        self._fixed: Any = place((examples, teachers), mesh)
         each = functools.partial(each_replica, in_turns=in_turns(mesh))
         plan = functools.partial(plan_epoch, num_examples=num_examples, options=options)
         self.plan: Any = compile_per_device(functools.partial(each, plan), mesh, BY_REPLICA, BY_REPLICA, **RUN_ONCE)
@@ -138,8 +138,10 @@ class TrainingProgram:
         apply = MNISTNet(kernels=kernels, num_classes=num_classes).apply
 
         def train_replicas(state: TrainState, totals: Totals, plan: EpochPlan, num_steps: Array, fixed: Any) -> Any:
-            rows, teachers = fixed
-            alike = {"rows": rows, "options": options}
+            (images, labels), teachers = fixed
+            # Flat: a TPU keeps 28×28 images with the images along its lanes, and would read all of them to pick some.
+            examples = Examples(images.reshape(num_examples, -1), labels)
+            alike = {"examples": examples, "options": options}
             taught = functools.partial(teach, apply_fn=apply, in_turns=in_turns(mesh), **alike)
             targets = None if teachers is None else taught(teachers, state, plan, self.chunk)
             return each(functools.partial(train_steps, targets=targets, **alike), state, totals, plan, num_steps)

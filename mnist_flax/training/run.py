@@ -12,7 +12,7 @@ from jaxtyping import UInt32
 
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, Examples
-from mnist_flax.kernels import Choice
+from mnist_flax.ops import Choice
 from mnist_flax.optim import Schedule, one_cycle
 from mnist_flax.step import StepOptions, Totals, TrainState
 from mnist_flax.training.mesh import BY_REPLICA, RUN_ONCE, place, to_host

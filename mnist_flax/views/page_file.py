@@ -15,6 +15,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN, require_ours, write_text
 from mnist_flax.inference import integers, ood
 from mnist_flax.inference.classifier import Classifier
+from mnist_flax.model import BLOCKS
 from mnist_flax.reading import scoring
 from mnist_flax.views import page
 
@@ -76,7 +77,7 @@ def weights(network: Classifier) -> dict[str, Any]:
     blocks, arrays = [], []
     for block, kernel, bias in integers.folded(network):
         channels, size, _, inputs = kernel.shape
-        padding, pooled = int(block in integers.PADDED), block == integers.POOLED
+        padding, pooled = BLOCKS[block].padding, BLOCKS[block].pooled
         shape = {"inputs": inputs, "channels": channels, "size": size, "padding": padding, "pooled": pooled}
         blocks.append({"name": block, **shape})
         arrays += [kernel.transpose(0, 3, 1, 2), bias]

@@ -304,12 +304,3 @@ def test_a_failed_download_is_not_retried_and_leaves_nothing_trusted(tmp_path, m
             tfds_files.fetch("mnist", list(infos), infos, tmp_path)
         assert len(requests) > asked  # asked again: nothing of the first attempt was taken for the file
         server.shutdown(socket.SHUT_RDWR)
-
-
-def test_rows_hold_images_and_labels():
-    rng = np.random.RandomState(0)
-    images, labels = rng.randint(0, 256, (5, 28, 28)).astype(np.uint8), np.arange(5, 10, dtype=np.int32)
-    rows = data.in_rows(data.Examples(images, labels))
-    assert rows.shape == (5, 896)
-    for found, expected in zip(data.from_rows(rows, 28), (images, labels), strict=True):
-        np.testing.assert_array_equal(found, expected)

@@ -23,7 +23,7 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from mnist_flax.kernels.library import compiler
+from mnist_flax.ops.library import compiler
 
 from .kills import NO_REPORT, OPTIONS, latest_step, records
 

@@ -29,8 +29,8 @@ from mnist_flax.data.dataset import hold_out
 from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN
 from mnist_flax.inference import classifier, weights
-from mnist_flax.kernels import Choice
 from mnist_flax.model import MNISTNet
+from mnist_flax.ops import Choice
 from mnist_flax.state import Totals, TrainState
 from mnist_flax.training import contents
 from mnist_flax.training.mesh import to_host

@@ -1,21 +1,18 @@
 """The programs for TPUs and GPUs, where neither is: they lower and compile, and their arithmetic is the CPU's."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import to_float64
 
 from benchmarks.compilers import hlo
 from benchmarks.compilers.accelerators import PROGRAMS, mesh_for, trace
-from mnist_flax import bands, ops
 from mnist_flax.config import Config
 from mnist_flax.data import Examples, Normalization
 from mnist_flax.optim import make_optimizer
@@ -80,25 +77,6 @@ def trained():
     del variables["params"]["channel_reduce"]["conv"]["bias"]
     del variables["batch_stats"]["channel_reduce"]["norm"]["mean"]
     return variables, to_host(totals), figures.losses, figures.accuracies
-
-
-@pytest.mark.parametrize(
-    ("size", "c_in", "c_out", "width", "padding"), [(9, 3, 5, 3, 0), (10, 4, 6, 3, 1), (8, 5, 3, 1, 0)]
-)
-def test_bands_are_convolutions(size, c_in, c_out, width, padding):
-    x = jnp.asarray(rng.standard_normal((2, size, size, c_in)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((width, width, c_in, c_out)), jnp.float32)
-    pads = ((padding, padding), (padding, padding))
-    plain = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=pads)
-    expected, transposed = jax.vjp(lambda x, k: plain(x, k, dimension_numbers=("NHWC", "HWIO", "NHWC")), x, kernel)
-    np.testing.assert_allclose(bands.convolve(x, kernel, padding), expected, atol=1e-5)
-    for ours, theirs in zip(bands.gradients(x, kernel, expected, padding), transposed(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
-
-
-def test_max_pool_by_products():
-    x = jnp.asarray(rng.standard_normal((2, 8, 8, 5)), jnp.float32)
-    np.testing.assert_array_equal(bands.max_pool_2x2(x), ops.max_pool_2x2(x))
 
 
 @pytest.mark.parametrize(("target", "package"), [("v5e:2x2", "libtpu"), ("h100:1", "jax_cuda13_plugin")])

@@ -21,7 +21,7 @@ from faults import failing_writes
 from mnist_flax import cli
 from mnist_flax.config import Config
 from mnist_flax.errors import UserError
-from mnist_flax.kernels import Choice
+from mnist_flax.ops import Choice
 from mnist_flax.training.checkpoint import Checkpoints
 from mnist_flax.training.mesh import make_mesh, to_host
 from mnist_flax.training.programs import create_states, zero_totals

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from mnist_flax import data
 from mnist_flax.augment import Augmentation, Distortions
 from mnist_flax.config import Config
-from mnist_flax.data import Examples, Normalization, in_rows
+from mnist_flax.data import Examples, Normalization
 from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
 from mnist_flax.inference.transfer import teachers
@@ -81,7 +81,7 @@ def test_the_targets_are_the_mean_answers_on_the_very_images_of_the_step(taught)
         answer, advance = jax.jit(MNISTNet().apply), jax.jit(functools.partial(train_step, label_smoothing=0.1))
         state, losses = state.replace(apply_fn=MNISTNet().apply), []
         for step in range(4):
-            images, labels, _ = batch(state, plan, rows=jnp.asarray(in_rows(EXAMPLES)))
+            images, labels, _ = batch(state, plan, examples=jax.tree.map(jnp.asarray, EXAMPLES))
             targets = np.mean([softmax(answer(teacher, images), axis=-1) for teacher in each], axis=0)
             state, metrics = advance(state, Batch(images, labels, jnp.asarray(targets)))
             losses.append(float(metrics["loss"]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exact import exact_layer
 
-from mnist_flax.kernels import library
+from mnist_flax.ops import library
 
 # Images, height, width, channels in and out, side of the kernel, padding, what comes before.
 LAYERS = [

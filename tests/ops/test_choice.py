@@ -5,9 +5,9 @@ import stat
 
 import pytest
 
-from mnist_flax import kernels
+from mnist_flax import ops
 from mnist_flax.errors import UserError
-from mnist_flax.kernels import library, native
+from mnist_flax.ops import library, native
 
 
 @pytest.fixture
@@ -35,19 +35,19 @@ def script(tmp_path):
 
 def test_without_a_compiler(fresh, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    choice = kernels.choose("auto", "cpu")
+    choice = ops.choose("auto", "cpu")
     assert choice == ("xla", "no C++ compiler was found (c++, g++, clang++)")
     with pytest.raises(UserError, match="--kernels native: no C\\+\\+ compiler was found"):
-        kernels.choose("native", "cpu")
+        ops.choose("native", "cpu")
 
 
 def test_a_compiler_that_fails(fresh, script, tmp_path):
     fresh(script("echo 'kernels.cc:1: error: not today' >&2; exit 1"))
-    assert kernels.choose("auto", "cpu").why.endswith("could not compile them (kernels.cc:1: error: not today)")
+    assert ops.choose("auto", "cpu").why.endswith("could not compile them (kernels.cc:1: error: not today)")
     assert not list((tmp_path / "cache").rglob("*.so"))
     native.outcome.clear()
     fresh("/nowhere/c++")
-    assert "could not be compiled" in kernels.choose("auto", "cpu").why
+    assert "could not be compiled" in ops.choose("auto", "cpu").why
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_a_compiler_that_fails(fresh, script, tmp_path):
 def test_the_compilers_own_reason_is_said(fresh, script, tmp_path, said, reason):
     (tmp_path / "said").write_text(said)
     fresh(script(f"cat '{tmp_path}/said' >&2; exit 1"))
-    assert kernels.choose("auto", "cpu").why.endswith(f"could not compile them ({reason})")
+    assert ops.choose("auto", "cpu").why.endswith(f"could not compile them ({reason})")
 
 
 def test_a_compiler_that_makes_something_else(fresh, script, tmp_path):
     fresh(script('while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'))
-    assert "compiled and cannot be loaded" in kernels.choose("auto", "cpu").why
+    assert "compiled and cannot be loaded" in ops.choose("auto", "cpu").why
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
@@ -84,22 +84,22 @@ def test_a_compiler_that_makes_something_else(fresh, script, tmp_path):
 def test_a_compiler_that_is_left_blank(fresh, monkeypatch, command):
     fresh(command)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "no C++ compiler was found" in kernels.choose("auto", "cpu").why
+    assert "no C++ compiler was found" in ops.choose("auto", "cpu").why
 
 
 @pytest.mark.parametrize("command", ["g++ '", '"', "g++ \\"])
 def test_a_compiler_that_is_no_command(fresh, command):
     fresh(command)
-    assert kernels.choose("auto", "cpu").why.startswith(f"CXX={command} cannot be read as a command (No ")
+    assert ops.choose("auto", "cpu").why.startswith(f"CXX={command} cannot be read as a command (No ")
     with pytest.raises(UserError, match="--kernels native: CXX="):
-        kernels.choose("native", "cpu")
+        ops.choose("native", "cpu")
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_have_their_own(platform):
-    assert kernels.choose("auto", platform) == kernels.choose("xla", platform) == ("xla", "")
+    assert ops.choose("auto", platform) == ops.choose("xla", platform) == ("xla", "")
     with pytest.raises(UserError, match=f"they are for CPUs, and this is a {platform}"):
-        kernels.choose("native", platform)
+        ops.choose("native", platform)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def said(ready, fresh, script):
         native.outcome.clear()
         library.own_directory.cache_clear()
         sentences = []
-        assert kernels.choose("native", "cpu", say=sentences.append) == ("native", "")
+        assert ops.choose("native", "cpu", say=sentences.append) == ("native", "")
         return sentences
 
     return choose

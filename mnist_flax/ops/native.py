@@ -1,4 +1,4 @@
-"""The C++ kernels as JAX functions with gradients: built by this machine's compiler, called by XLA for its CPU."""
+"""The C++ kernels (`kernels.cc`) as JAX functions with gradients, which XLA calls on a CPU."""
 
 import ctypes
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from mnist_flax.kernels.library import load
+from mnist_flax.ops.library import load
 
 FUNCTIONS = ("forward", "backward")
 PREFIX = "mnist_flax_"
@@ -21,8 +21,8 @@ PREFIX = "mnist_flax_"
 outcome: list[ctypes.CDLL | str] = []
 
 
-def why_not(keep: bool = True, say: Callable[[str], None] = lambda sentence: None) -> str | None:
-    """Load the kernels, compiled now if they were not yet; None if they are ready for use, else why they are not.
+def unavailable_reason(keep: bool = True, say: Callable[[str], None] = lambda sentence: None) -> str | None:
+    """Load the kernels, compiled if they were not yet; None if they are ready for use, else why they are not.
 
     `keep` and `say` are those of `library.load`.
     """
@@ -36,7 +36,7 @@ def why_not(keep: bool = True, say: Callable[[str], None] = lambda sentence: Non
 
 
 def num_lanes() -> int:
-    """The images in a pack, once the kernels are loaded."""
+    """The images in a block, once the kernels are loaded."""
     [loaded] = outcome
     assert isinstance(loaded, ctypes.CDLL), loaded
     return getattr(loaded, PREFIX + "lanes")()
@@ -44,26 +44,26 @@ def num_lanes() -> int:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Packs:
-    """A batch of images as the kernels have it: as many images as a vector has lanes are side by side in the last axis.
+class BlockedImages:
+    """A batch of images in blocks of as many as a vector has lanes; an image's place in its block is the last axis.
 
-    Lanes that no image is left for hold numbers without meaning.
+    `kernels.cc` calls a block a pack. What the last block has beyond the batch are numbers without meaning.
     """
 
-    values: Any  # Float[Array, "packs h w c lanes"], in whose place JAX puts other things as it differentiates
+    values: Any  # Float[Array, "blocks h w c lanes"], in whose place JAX puts other things as it differentiates
     num_images: int = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, images: "Float[Array, 'n h w c'] | Packs") -> "Packs":
-        """Pack images, unless they are packed."""
-        if isinstance(images, Packs):
+    def of(cls, images: "Float[Array, 'n h w c'] | BlockedImages") -> "BlockedImages":
+        """Images in blocks, or as they are if they are in blocks."""
+        if isinstance(images, BlockedImages):
             return images
         (n, *shape), lanes = images.shape, num_lanes()
-        packs = -(-n // lanes)
-        images = jnp.pad(images, ((0, packs * lanes - n), (0, 0), (0, 0), (0, 0)))
-        return cls(jnp.moveaxis(images.reshape(packs, lanes, *shape), 1, -1), n)
+        blocks = -(-n // lanes)
+        images = jnp.pad(images, ((0, blocks * lanes - n), (0, 0), (0, 0), (0, 0)))
+        return cls(jnp.moveaxis(images.reshape(blocks, lanes, *shape), 1, -1), n)
 
-    def unpacked(self) -> Float[Array, "n h w c"]:
+    def unblocked(self) -> Float[Array, "n h w c"]:
         """Return the images."""
         images = jnp.moveaxis(self.values, -1, 1)
         return images.reshape(-1, *images.shape[2:])[: self.num_images]
@@ -76,12 +76,12 @@ class Packs:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def convolve(
-    x: Packs,
+    x: BlockedImages,
     scaling: Float[Array, "..."],
     kernel: Float[Array, "side side c_in c_out"],
     padding: int,
     pooled: bool = False,
-) -> tuple[Packs, Float[Array, "2 c_out"]]:
+) -> tuple[BlockedImages, Float[Array, "2 c_out"]]:
     """A convolution (cross-correlation) with stride 1, with what comes before it and what the next one needs; float32.
 
     Args:
@@ -94,23 +94,23 @@ def convolve(
     Returns:
         The convolution, and for each channel the sums over batch and space of its values and of their squares.
     """
-    packs, *sides, _, lanes = x.values.shape
+    blocks, *sides, _, lanes = x.values.shape
     length, _, _, c_out = kernel.shape
     sides = [side // (2 if pooled else 1) + 2 * padding - length + 1 for side in sides]
-    shapes = [(packs, *sides, c_out, lanes), (2, c_out)]
+    shapes = [(blocks, *sides, c_out, lanes), (2, c_out)]
     y, sums = _call("forward", x.num_images, padding, pooled, shapes, x.values, scaling, kernel)
-    return Packs(y, x.num_images), sums
+    return BlockedImages(y, x.num_images), sums
 
 
 def _convolve_fwd(x: Any, scaling: Any, kernel: Any, padding: int, pooled: bool) -> tuple[Any, Any]:
     # A first layer's input is an image, whose gradient nobody asks for: it need not be computed then.
     wanted = () if x.values.perturbed or scaling.perturbed else None
-    x, scaling, kernel = Packs(x.values.value, x.num_images), scaling.value, kernel.value
+    x, scaling, kernel = BlockedImages(x.values.value, x.num_images), scaling.value, kernel.value
     results: Any = convolve(x, scaling, kernel, padding, pooled)
     return results, (x, scaling, kernel, results[0], wanted)
 
 
-def _convolve_bwd(padding: int, pooled: bool, residuals: Any, cotangents: Any) -> tuple[Packs, Array, Array]:
+def _convolve_bwd(padding: int, pooled: bool, residuals: Any, cotangents: Any) -> tuple[BlockedImages, Array, Array]:
     x, scaling, kernel, y, wanted = residuals
     d_y, d_sums = (
         jnp.zeros(c.shape) if isinstance(c, SymbolicZero) else c for c in (cotangents[0].values, cotangents[1])
@@ -119,7 +119,7 @@ def _convolve_bwd(padding: int, pooled: bool, residuals: Any, cotangents: Any) -
     arguments = x.values, scaling, kernel, y.values, d_y, d_sums
     d_x, d_scaling, d_kernel = _call("backward", x.num_images, padding, pooled, shapes, *arguments)
     return (
-        Packs(jnp.zeros_like(x.values) if wanted is None else d_x, x.num_images),
+        BlockedImages(jnp.zeros_like(x.values) if wanted is None else d_x, x.num_images),
         d_scaling if scaling.size else jnp.zeros_like(scaling),
         d_kernel,
     )

@@ -15,9 +15,9 @@ from jax.flatten_util import ravel_pytree
 
 import mnist_flax
 from mnist_flax import ops
-from mnist_flax.kernels import native
-from mnist_flax.kernels.native import Packs
 from mnist_flax.model import MNISTNet
+from mnist_flax.ops import native
+from mnist_flax.ops.native import BlockedImages
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 few = settings(max_examples=20, deadline=None, derandomize=True)  # each compiles its own programs
@@ -32,9 +32,9 @@ def close(ours, exact):
     np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-5 * float(np.abs(exact).max()))
 
 
-def unpacked(results):
+def unblocked(results):
     y, sums = results
-    return (y.unpacked() if isinstance(y, Packs) else y), sums
+    return (y.unblocked() if isinstance(y, BlockedImages) else y), sums
 
 
 @st.composite
@@ -61,8 +61,8 @@ def test_layer(case):
 
     @jax.jit
     def layer(x, scaling, kernel):
-        deferred = x if before == "nothing" else ops.Deferred(x, *scaling, before == "pool")
-        return unpacked(ops.convolve(deferred, kernel, padding, "native"))
+        pending = x if before == "nothing" else ops.PendingBatchNorm(x, *scaling, before == "pool")
+        return unblocked(ops.convolve(pending, kernel, padding, "native"))
 
     values, vjp = jax.vjp(layer, x, scaling, kernel)
     cotangents = normal(3, *values[0].shape), 0.01 * normal(4, *values[1].shape)
@@ -103,7 +103,7 @@ def test_the_network_in_evaluation():
 
 
 def plain(x, kernel, padding=0):
-    return unpacked(native.convolve(Packs.of(x), jnp.zeros(0), kernel, padding))
+    return unblocked(native.convolve(BlockedImages.of(x), jnp.zeros(0), kernel, padding))
 
 
 def test_replicas():
@@ -126,7 +126,7 @@ CHANNELS = pytest.mark.parametrize("channels", [2, 4], ids=["direct", "minimal"]
 def test_not_a_number_stays_one(channels):
     x, kernel, nan = normal(0, 1, 4, 4, channels), normal(1, 3, 3, channels, 4), jnp.full(channels, jnp.nan)
     for pooled in (False, True):
-        y, sums = unpacked(native.convolve(Packs.of(x), jnp.stack([nan, nan]), kernel, 1, pooled))
+        y, sums = unblocked(native.convolve(BlockedImages.of(x), jnp.stack([nan, nan]), kernel, 1, pooled))
         assert np.isnan(y).all()
         assert np.isnan(sums).all()
 
@@ -147,7 +147,7 @@ def test_not_a_number_reaches_what_depends_on_it(channels):
 def test_the_gradient_of_images_is_computed_when_it_is_asked_for():
     x, kernel = normal(0, 2, 6, 6, 1), normal(1, 3, 3, 1, 4)
     ours, theirs = (
-        jax.grad(lambda x, name=name: unpacked(ops.convolve(x, kernel, 0, name))[0].std())(x)
+        jax.grad(lambda x, name=name: unblocked(ops.convolve(x, kernel, 0, name))[0].std())(x)
         for name in ("native", "xla")
     )
     close(ours, theirs)
@@ -227,12 +227,12 @@ import os
 os.environ.pop("XLA_FLAGS", None)
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
 import hashlib, jax, numpy as np
-from mnist_flax import data, kernels
+from mnist_flax import data, ops
 from mnist_flax.config import Config
 from mnist_flax.training.mesh import make_mesh
 from mnist_flax.training.programs import TrainingProgram, create_states, step_options, zero_totals
 dataset, config, mesh = data.load("digits", None, 119), Config(), make_mesh(64)
-chosen = kernels.choose("native", "cpu").name
+chosen = ops.choose("native", "cpu").name
 training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train, chosen)
 state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100, chosen), zero_totals(1, mesh)
 state, totals = training(state, totals, training.plan(state), np.array([5], np.int32))
