@@ -1,4 +1,4 @@
-"""What all commands share: options that several of them have, how they print, and how they fail."""
+"""The commands' common parts: shared options, how results are printed, how failures are reported."""
 
 import argparse
 import contextvars
@@ -213,6 +213,6 @@ def _fail(message: str, status: int) -> int:
 
 
 def _discard(stream: Any) -> None:
-    """From now on nothing is printed to a stream, neither by Python nor by C++."""
+    """Discard what Python or C++ prints to a stream from now on."""
     with suppress(OSError):  # it is no file: somebody's program reads it
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

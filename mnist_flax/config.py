@@ -1,11 +1,14 @@
-"""A run's options: one frozen dataclass. The command line of `train` is made from it."""
+"""A run's options as two frozen dataclasses: those asked for (`Config`), and those it is trained with.
+
+The command line of `train` is made from the first. `presets.resolve` makes the second of it, once the data are loaded.
+"""
 
 import dataclasses
 import json
 import math
 import os
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import simple_parsing
@@ -141,10 +144,19 @@ class Config:
         return cls(**{name: _value(name, values[name], hint) for name, hint in hints.items() if name in values})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """The options that a run is trained with: what depends on its data set is filled in. `presets.resolve` makes it."""
+
+    epochs: int  # pyright: ignore[reportGeneralTypeIssues] - no default, unlike there
+    val_size: int  # pyright: ignore[reportGeneralTypeIssues]
+    patience: int  # pyright: ignore[reportGeneralTypeIssues]
+
+
 def _value(name: str, value: Any, hint: Any) -> Any:
     """An option's value from what JSON has."""
     if not _fits(value, hint):
-        raise UserError(f"{name} is {json.dumps(value)[:50]}, which it cannot be")
+        raise UserError(f"{name} is {json.dumps(value)[:50]}; {_expected(hint)} was expected")
     return Path(value) if isinstance(value, str) and hint in (Path, Path | None) else value
 
 
@@ -159,6 +171,18 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
+
+
+_NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "null"}
+
+
+def _expected(hint: Any) -> str:
+    """What a value of an option's type is, in words."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(json.dumps, get_args(hint)))
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(_expected, get_args(hint)))
+    return _NOUNS[hint]
 
 
 def validate(config: Config) -> None:
@@ -211,33 +235,12 @@ def located(dataset: str) -> str:
     return dataset if dataset in NAMES else os.path.abspath(dataset)
 
 
-def require_countable(config: Config, num_train: int) -> None:
-    """Refuse a batch larger than the training set, and more steps than are counted, of a complete config.
-
-    A batch of the default size is filled up however few images there are.
-
-    Raises:
-        UserError: naming the most that is possible.
-    """
-    most = max(num_train, Config.batch_size)
-    if config.batch_size > most:
-        raise UserError(
-            f"--batch-size {config.batch_size:,} is more than the {num_train:,} training images of {config.dataset}; "
-            f"it may be {most:,} at most"
-        )
-    steps_per_epoch = -(-num_train // config.batch_size)
-    most = (2**31 - 1) // steps_per_epoch
-    if config.epochs is not None and config.epochs > most:
-        raise UserError(
-            f"--epochs {config.epochs:,} of {steps_per_epoch:,} steps are more steps than 32 bits can count; they may "
-            f"be {most:,} at most"
-        )
-
-
-# Options that say where and how a run is carried out: it may be resumed with others. Two runs that differ only in these
+# Options that say where and how a run is computed: it may be resumed with others. Two runs that differ only in these
 # compute the same, but for rounding: with other `kernels` or `num_devices` sums have another order, and other bits.
-CARRYING_OUT = {"workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "no_report", "overwrite"}
-CARRYING_OUT |= {"checkpoint_every_seconds", "debug_nans", "kernels"}
+EXECUTION_OPTIONS = {
+    *("workdir", "data_dir", "num_devices", "distributed", "no_compilation_cache", "no_report", "overwrite"),
+    *("checkpoint_every_seconds", "debug_nans", "kernels"),
+}
 
 
 def flag(name: str) -> str:

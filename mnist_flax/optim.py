@@ -52,7 +52,7 @@ def one_cycle(
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer remembers.
+    """The optimizer's state.
 
     Attributes:
         count: steps taken.

@@ -1,9 +1,10 @@
-"""The presets, and what options that are not given are by default."""
+"""The presets, and the values of options that are not given."""
 
 import dataclasses
 from pathlib import Path
 
-from mnist_flax.config import NAMES, Config
+from mnist_flax.config import NAMES, Config, ResolvedConfig
+from mnist_flax.errors import UserError
 
 PRESETS = {
     "default": Config(),
@@ -40,7 +41,7 @@ STEPS, STEPS_FROM_TRAINED = 1500, 600
 
 
 def defaults(preset: str, dataset: str, initial_weights: str | None) -> Config:
-    """The options that are not given, of a preset, for a data set and initial weights."""
+    """The values of options that are not given, by preset, data set and initial weights."""
     config = PRESETS[preset]
     suited = (FOLDER if _is_folder_of_images(dataset) else {}) | (FROM_TRAINED if initial_weights else {})
     left = {name: value for name, value in suited.items() if getattr(config, name) == getattr(Config(), name)}
@@ -55,17 +56,38 @@ def _is_folder_of_images(dataset: str) -> bool:
     return not arrays.is_there(Path(dataset))
 
 
-def completed(config: Config, dataset: str, num_train: int, val_size: int) -> Config:
-    """`config` with what depends on the data set filled in: its name, epochs, patience, number of held-out images."""
+def resolve(config: Config, dataset: str, num_train: int, num_held_out: int) -> ResolvedConfig:
+    """The options that a run is trained with, on a data set of this name and size.
+
+    Raises:
+        UserError: a batch is larger than the training set, or there are more steps than can be counted.
+    """
     suited = DEFAULTS_FOR.get(dataset, DEFAULTS)
     if dataset not in NAMES:
         steps = STEPS_FROM_TRAINED if config.initial_weights else STEPS
         epochs = -(-steps // -(-num_train // config.batch_size))
         suited = {"epochs": epochs, "patience": 20} if epochs > DEFAULTS["epochs"] else DEFAULTS
-    return dataclasses.replace(
-        config,
-        dataset=dataset,
-        val_size=val_size,
-        epochs=suited["epochs"] if config.epochs is None else config.epochs,
-        patience=suited["patience"] if config.patience is None else config.patience,
-    )
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    resolved = ResolvedConfig(**{**suited, **given, "dataset": dataset, "val_size": num_held_out})
+    _require_countable(resolved, num_train)
+    return resolved
+
+
+def _require_countable(config: ResolvedConfig, num_train: int) -> None:
+    """Refuse a batch larger than the training set, and more steps than are counted.
+
+    A batch of the default size is filled up however few images there are.
+    """
+    most = max(num_train, Config.batch_size)
+    if config.batch_size > most:
+        raise UserError(
+            f"--batch-size {config.batch_size:,} is more than the {num_train:,} training images of {config.dataset}; "
+            f"it may be {most:,} at most"
+        )
+    steps_per_epoch = -(-num_train // config.batch_size)
+    most = (2**31 - 1) // steps_per_epoch
+    if config.epochs > most:
+        raise UserError(
+            f"--epochs {config.epochs:,} of {steps_per_epoch:,} steps are more steps than 32 bits can count; they may "
+            f"be {most:,} at most"
+        )

@@ -1,31 +1,47 @@
 """`python -m mnist_flax.train`: train, select, stop early, checkpoint, resume, test once.
 
-Heavy imports wait until the options are known to be good, so that `--help` and mistakes are answered at once.
+JAX is imported once the options are known to be good, so that `--help` and mistakes are answered at once.
 """
 
+import argparse
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import simple_parsing
 
 from mnist_flax.cli import ArgumentParser, command, is_whole_process, use_compilation_cache
-from mnist_flax.config import NAMES, Config, require_countable, require_dataset, validate
+from mnist_flax.config import NAMES, Config, ResolvedConfig, require_dataset, validate
 from mnist_flax.errors import UserError
-from mnist_flax.files import expanded, local_path
-from mnist_flax.presets import PRESETS, completed, defaults
-from mnist_flax.training.run_directory import read_config
+from mnist_flax.files import local_path
+from mnist_flax.presets import defaults, resolve
+from mnist_flax.training import contents, run_directory, signals
 
 if TYPE_CHECKING:
     from mnist_flax.data import Dataset
     from mnist_flax.ops import Choice
-    from mnist_flax.training.signals import Interruption
 
 
 class _TrainParser(ArgumentParser, simple_parsing.ArgumentParser):
     """Options from a dataclass, mistakes in one sentence."""
+
+
+def _parser(default: Any, **options: Any) -> _TrainParser:
+    """The command line's parser; `default`, a `Config` or argparse.SUPPRESS, has the options that are not given."""
+    parser = _TrainParser(
+        "train",
+        "Train the 12,534-parameter network. Run the same command again to resume.",
+        "--preset best --num-seeds 3 --workdir runs/best",
+        add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
+        argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
+        **options,
+    )
+    parser.add_argument("--config", dest="file", type=local_path, help="repeat the run whose config.json this is")
+    parser.add_arguments(Config, dest="config", default=default)
+    return parser
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -34,26 +50,15 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         UserError: an option is unknown or its value makes no sense.
     """
-    first = ArgumentParser("train", "", add_help=False)
-    first.add_argument("--preset", default="default")
-    first.add_argument("--dataset", type=expanded, default="auto")
-    first.add_argument("--initial-weights")
-    first.add_argument("--config", type=local_path)
-    chosen, _ = first.parse_known_args(arguments)
-    preset = chosen.preset if chosen.preset in PRESETS else "default"  # the parser below refuses what is none
-    given = defaults(preset, chosen.dataset, chosen.initial_weights)
-    if chosen.config is not None:
-        given = read_config(chosen.config)
-    parser = _TrainParser(
-        "train",
-        "Train the 12,534-parameter network. Run the same command again to resume.",
-        "--preset best --num-seeds 3 --workdir runs/best",
-        add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
-        argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
-    )
-    parser.add_argument("--config", dest="file", type=local_path, help="repeat the run whose config.json this is")
-    parser.add_arguments(Config, dest="config", default=given)
-    config = parser.parse_args(arguments).config
+    options, rest = _parser(argparse.SUPPRESS, add_help=False).parse_known_args(arguments)
+    given: dict[str, Any] = getattr(options, "config", {})
+    asked = Config(**given)
+    default = defaults(asked.preset, asked.dataset, asked.initial_weights)
+    if options.file is not None:
+        default = run_directory.read_config(options.file)
+    if rest:  # --help, which shows the defaults, or a mistake
+        _parser(default).parse_args(arguments)
+    config = dataclasses.replace(default, **given)
     validate(config)
     return config
 
@@ -62,14 +67,16 @@ def parse(arguments: Sequence[str]) -> Config:
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     config = parse(arguments)
-    from mnist_flax.training import job, signals
+    grace = signals.GRACE + signals.LEAVE_SECONDS * config.distributed if is_whole_process() else None
+    with signals.answered(grace) as interruption, ExitStack() as job:
+        if config.distributed:
+            from mnist_flax.training.distributed import leaving_at_once
 
-    grace = signals.GRACE + job.LEAVE_SECONDS * config.distributed if is_whole_process() else None
-    with signals.answered(grace) as interruption, job.leaving_at_once() if config.distributed else nullcontext():
+            job.enter_context(leaving_at_once())
         train(config, interruption)
 
 
-def train(config: Config, interruption: "Interruption | None" = None) -> dict[str, Any]:
+def train(config: Config, interruption: signals.Interruption | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on from where its run directory stopped; returns the run's summary.
 
     Raises:
@@ -77,8 +84,6 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
         SystemExit: a signal asked the run to stop; it has saved and said how to go on.
         StoppedError: a signal came where there was nothing to save.
     """
-    from mnist_flax.training import run_directory, signals
-
     require_dataset(config.dataset)
     _require_apart(config)
     with run_directory.made(config.workdir):
@@ -89,33 +94,37 @@ def train(config: Config, interruption: "Interruption | None" = None) -> dict[st
             return _train(config, interruption or signals.Interruption())
 
 
-def _train(config: Config, interruption: "Interruption") -> dict[str, Any]:
-    """`train`, with JAX in its usual modes."""
+def _train(config: Config, interruption: signals.Interruption) -> dict[str, Any]:
+    """Load, resolve, prepare, train and test, calibrate, report; with JAX in its usual modes."""
     import jax
 
-    from mnist_flax.training import agreement, job, loop, memory, mesh, records, run, run_directory
+    from mnist_flax.training import distributed
+    from mnist_flax.training.devices import require_memory
+    from mnist_flax.training.loop import fit
+    from mnist_flax.training.mesh import make_mesh, wait_for_all
+    from mnist_flax.training.records import read_summary
+    from mnist_flax.training.run import prepare
 
     if not config.no_compilation_cache:
         use_compilation_cache()
     if config.distributed:
-        job.join()
+        distributed.join()
     dataset = _load(config)
     held_out = 0 if dataset.selection_split == "test" else len(dataset.validation.labels)
-    num_train = len(dataset.train.labels)
-    config = completed(config, dataset.name, num_train, held_out)
-    require_countable(config, num_train)
+    config = resolve(config, dataset.name, len(dataset.train.labels), held_out)
     if config.distributed:
-        agreement.require_agreement(config, dataset)
-    devices = mesh.make_mesh(config.batch_size, config.num_devices, config.num_seeds)
-    memory.require_memory(devices, config.batch_size, config.num_seeds, num_train)
+        distributed.require_agreement(config, dataset)
+    mesh = make_mesh(config.batch_size, config.num_devices, config.num_seeds)
+    require_memory(mesh, config.batch_size, config.num_seeds, len(dataset.train.labels))
     is_main = jax.process_index() == 0
-    chosen = _kernels(config, mesh.platform_of(devices), is_main)
+    kernels = _kernels(config, mesh.devices.flat[0].platform, is_main)
     initial, teachers = _initial(config, dataset), _teachers(config, dataset)
-    with run_directory.claimed(config) if is_main else nullcontext():
-        mesh.wait_for_all("the run directory is claimed")
-        summary = records.read_summary(config.workdir)
+    with run_directory.lock(config) if is_main else nullcontext():
+        wait_for_all("the run directory is locked")
+        summary = read_summary(config.workdir)
         if summary is None:
-            summary = loop.carry_out(run.prepare(config, dataset, devices, chosen, initial, teachers), interruption)
+            run = prepare(config, dataset, mesh, kernels, initial, teachers)
+            summary = fit(run, interruption)
         elif is_main:
             print(_finished(config, summary), flush=True)
         if is_main:  # also of a finished run: it may have been stopped before this
@@ -125,7 +134,7 @@ def _train(config: Config, interruption: "Interruption") -> dict[str, Any]:
 
 
 def _require_apart(config: Config) -> None:
-    """Refuse to write among the data, of which the run's files would be taken for a part."""
+    """Refuse a run directory in the data set's folder: the run's files would be read as data."""
     workdir, data = config.workdir.resolve(), Path(config.dataset).resolve()
     if config.dataset not in NAMES and (workdir.is_relative_to(data) or data.is_relative_to(workdir)):
         raise UserError(
@@ -134,7 +143,7 @@ def _require_apart(config: Config) -> None:
 
 
 def _load(config: Config) -> "Dataset":
-    """The data set. What reads image files is imported only for a folder of them."""
+    """The data set. The reader of image files is imported only for a folder of them."""
     if config.dataset in NAMES:
         from mnist_flax.data import load
     else:
@@ -142,13 +151,12 @@ def _load(config: Config) -> "Dataset":
     return load(config.dataset, config.data_dir, config.val_size)
 
 
-def _initial(config: Config, dataset: "Dataset") -> "Callable[[], dict[str, Any]] | None":
-    """What loads the weights to start from, if they are trained ones: once, and not at all if the run goes on.
+def _initial(config: ResolvedConfig, dataset: "Dataset") -> "Callable[[], dict[str, Any]] | None":
+    """A function that loads the trained weights to start from; None if there are none.
 
-    For a new run they are loaded at once, so that a mistake is answered before anything is written or deleted.
+    A run that goes on does not call it. For a new run they are loaded at once, so that a mistake is answered before
+    anything is written or deleted.
     """
-    from mnist_flax.training import contents
-
     if config.initial_weights is None:
         return None
     from mnist_flax.inference.transfer import initial_variables
@@ -174,12 +182,14 @@ def _teachers(config: Config, dataset: "Dataset") -> dict[str, Any] | None:
 
 def _kernels(config: Config, platform: str, is_main: bool) -> "Choice":
     """What computes the network: the same in all processes of a job."""
+    import numpy as np
+
     from mnist_flax import ops
-    from mnist_flax.training import mesh
+    from mnist_flax.training.mesh import process_values
 
     say = functools.partial(print, flush=True) if is_main else lambda sentence: None
     chosen = ops.choose(config.kernels, platform, not config.no_compilation_cache, say)
-    if mesh.all_processes(chosen.name == "native") or chosen.name == "xla":
+    if process_values(np.array(chosen.name == "native")).all() or chosen.name == "xla":
         return chosen
     return ops.Choice("xla", "another process of the job has none")
 

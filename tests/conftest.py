@@ -136,10 +136,10 @@ def fresh_variables(*seeds: int):
     import jax
 
     from mnist_flax.model import init_variables
-    from mnist_flax.training.mesh import RUN_ONCE
+    from mnist_flax.training.mesh import FAST_COMPILE
 
     keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
-    variables = jax.jit(jax.vmap(init_variables), compiler_options=RUN_ONCE)(keys)
+    variables = jax.jit(jax.vmap(init_variables), compiler_options=FAST_COMPILE)(keys)
     return jax.tree.map(lambda leaf: leaf[0], variables) if len(seeds) == 1 else variables
 
 
@@ -148,9 +148,9 @@ def logits_of(variables, images):
     import jax
 
     from mnist_flax.model import MNISTNet
-    from mnist_flax.training.mesh import RUN_ONCE
+    from mnist_flax.training.mesh import FAST_COMPILE
 
-    return jax.jit(MNISTNet().apply, compiler_options=RUN_ONCE)(variables, images)
+    return jax.jit(MNISTNet().apply, compiler_options=FAST_COMPILE)(variables, images)
 
 
 def normal(seed: int, *shape: int):

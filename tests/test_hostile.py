@@ -17,7 +17,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.files import write_text
 from mnist_flax.inference import weights
 from mnist_flax.inference.classifier import PRETRAINED, Classifier
-from mnist_flax.training import checkpoint, sums
+from mnist_flax.training import checkpoint, checkpoint_files
 
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["mnist", "muon"])
@@ -96,6 +96,6 @@ def test_fuzz_checkpoints_metadata(run, tmp_path_factory, changes, edits):
     metadata = path / "metadata/metadata"
     text = json.dumps(changed(json.loads(metadata.read_text()), changes))
     metadata.write_bytes(edited(text.encode(), edits))
-    write_text(path / sums.SUMS, sums.checksums(path))
+    write_text(path / checkpoint_files.SUMS, checkpoint_files.checksums(path))
     with contextlib.suppress(UserError):
         Classifier(*weights.load_run(directory))

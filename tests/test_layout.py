@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ FLOORS = [
     {"packed"},
     {"optim", "state"},
     {"step"},
-    {"teaching"},
+    {"distillation"},
     {"training"},
     {"inference"},
     {"reading"},
@@ -107,6 +108,13 @@ def test_private_names_are_used_in_their_own_module(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
             public = not node.attr.startswith("_") or node.attr in {"_fields", "_asdict", "_replace"}  # of a NamedTuple
             assert public or node.attr.startswith("__"), f"{node.value.id}.{node.attr}"
+
+
+def test_private_names_of_jax_are_imported_in_one_place():
+    """`training/distributed.py` says why."""
+    private = re.compile(r"(from|import) (jax\._src|jaxlib)|config\.values")
+    found = [path.name for path in FILES for _ in private.finditer(path.read_text())]
+    assert found == ["distributed.py"]
 
 
 def test_the_platform_is_a_property_of_the_mesh():

@@ -18,7 +18,7 @@ from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier, weights
 from mnist_flax.inference.transfer import initial_variables
-from mnist_flax.presets import completed, defaults
+from mnist_flax.presets import defaults, resolve
 from mnist_flax.reading.folder import load
 from mnist_flax.train import parse, train
 from mnist_flax.training.signals import Interruption
@@ -202,18 +202,18 @@ def test_defaults_suit_what_is_trained():
     assert defaults("reference", "own", "pretrained").batch_size == 124  # the preset's own
     assert parse(["--dataset", "own", "--batch-size", "64"]).batch_size == 64
     tuned = dataclasses.replace(own, initial_weights="pretrained")
-    small, large = (completed(tuned, "own", size, 4) for size in (46, 46_000))
+    small, large = (resolve(tuned, "own", size, 4) for size in (46, 46_000))
     assert (small.epochs, small.patience, large.epochs) == (200, 20, 10)
-    scratch = completed(defaults("default", "own", None), "own", 46, 4)
+    scratch = resolve(defaults("default", "own", None), "own", 46, 4)
     assert (scratch.epochs, scratch.max_lr) == (500, 0.01)
-    assert completed(Config(epochs=3), "own", 46, 4).epochs == 3
+    assert resolve(Config(epochs=3), "own", 46, 4).epochs == 3
 
 
 def test_defaults_of_files_are_those_of_mnist(tmp_path):
     (tmp_path / "train.csv").touch()
     for path in (tmp_path / "train.csv", tmp_path):
         assert parse(["--dataset", str(path)]) == Config(dataset=str(path))
-    finished = completed(Config(), str(path), 55_000, 5_000)
+    finished = resolve(Config(), str(path), 55_000, 5_000)
     assert (finished.epochs, finished.patience) == (10, 5)
 
 

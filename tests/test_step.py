@@ -16,8 +16,8 @@ from mnist_flax.optim import make_optimizer
 from mnist_flax.presets import PRESETS
 from mnist_flax.step import DATA, Batch, StepOptions, TrainState, plan_epoch, train_step
 from mnist_flax.training import programs
-from mnist_flax.training.mesh import RUN_ONCE, make_mesh, to_host
-from mnist_flax.training.programs import EvaluationProgram, TrainingProgram, create_states, zero_totals
+from mnist_flax.training.mesh import FAST_COMPILE, make_mesh, to_host
+from mnist_flax.training.programs import create_states, evaluation_program, training_program, zero_metrics
 
 NORMALIZATION = Normalization(0.1307, 0.3081)
 rng = np.random.RandomState(0)
@@ -113,7 +113,7 @@ def test_loss_is_smoothed_cross_entropy(one_step):
 def programs_for(num_devices, num_seeds):
     """What need not be compiled anew for every test."""
     mesh = make_mesh(24, num_devices, num_seeds)
-    training = TrainingProgram(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
+    training = training_program(mesh, StepOptions(24, NORMALIZATION, Augmentation(), 0.1, total_steps=12), EXAMPLES)
     return mesh, training, make_optimizer("adam", 12, 0.01, clip_norm=1.0)
 
 
@@ -129,7 +129,7 @@ def run(num_devices, chunks, seeds=(0,), momentum=0.0):
         state = to_float64(state).replace(tx=tx)
         moved = jax.tree.map(lambda x: x + momentum, state.opt_state.momentum)
         state = state.replace(opt_state=state.opt_state._replace(momentum=moved))
-        totals, plan = to_float64(zero_totals(len(seeds), mesh)), training.plan(state)
+        totals, plan = to_float64(zero_metrics(len(seeds), mesh)), training.plan(state)
         for chunk in chunks:
             state, totals = training(state, totals, plan, np.broadcast_to(np.int32(chunk), len(seeds)))
         return to_host((state.variables, totals, state.step))
@@ -195,9 +195,8 @@ def plans(batch_size, *steps, fade=1.0):
     """The plans of epochs of 100 examples, made in these steps of a run of five epochs."""
     total_steps = 5 * -(-100 // batch_size)
     options = StepOptions(batch_size, NORMALIZATION, Augmentation(), 0.1, total_steps, fade)
-    plan = jax.jit(functools.partial(plan_epoch, num_examples=100, options=options), compiler_options=RUN_ONCE)
-    state = new_state(fresh_variables(0))
-    return [plan(state.replace(step=jnp.int32(step))) for step in steps], options
+    plan = jax.jit(functools.partial(plan_epoch, num_examples=100, options=options), compiler_options=FAST_COMPILE)
+    return [plan(jax.random.key(7), step // -(-100 // batch_size)) for step in steps], options
 
 
 def test_epochs_have_different_orders_that_are_permutations():
@@ -229,15 +228,15 @@ def test_an_epochs_last_batch_is_filled_up_from_its_start(batch_size, length):
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "batch_size", "at_a_time"),
+    ("num_devices", "batch_size", "part_size"),
     [(1, 100, None), (1, 30, None), (8, 30, None), (3, 7, None), (1, 30, 70), (3, 7, 150)],
 )
-def test_evaluation_counts_every_example_once(num_devices, batch_size, at_a_time, monkeypatch):
+def test_evaluation_counts_every_example_once(num_devices, batch_size, part_size, monkeypatch):
     monkeypatch.setattr(programs, "EVALUATION_BATCH", batch_size)
     variables = fresh_variables(3)
-    evaluate = EvaluationProgram(make_mesh(24, num_devices), NORMALIZATION, at_a_time=at_a_time)
+    evaluate = evaluation_program(make_mesh(24, num_devices), NORMALIZATION, part_size=part_size)
     parts = evaluate.batches(EXAMPLES)
-    assert [int((part.labels >= 0).sum()) for part in parts] == ([70, 30] if at_a_time == 70 else [100])
+    assert [int((part.labels >= 0).sum()) for part in parts] == ([70, 30] if part_size == 70 else [100])
     assert len({part.images.shape for part in parts}) == 1
     figures = evaluate(jax.tree.map(lambda x: x[None], variables), parts)
     logits = logits_of(variables, NORMALIZATION(EXAMPLES.images))
@@ -251,7 +250,7 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size, at_a_time
 @pytest.mark.parametrize("num_devices", [1, 3, 6])
 def test_evaluation_of_several_replicas_and_their_ensemble(num_devices):
     variables = fresh_variables(3, 4, 5)
-    evaluate = EvaluationProgram(make_mesh(24, num_devices, 3), NORMALIZATION)
+    evaluate = evaluation_program(make_mesh(24, num_devices, 3), NORMALIZATION)
     figures = evaluate(variables, evaluate.batches(EXAMPLES))
     images = NORMALIZATION(EXAMPLES.images)
     logits = np.stack([logits_of(of_one(variables, i), images) for i in range(3)])

@@ -88,10 +88,10 @@ def trace(program: str, mesh: Any, config: Any, num_replicas: int) -> Any:
     from mnist_flax.training.mesh import BY_EXAMPLE, place, platform_of
     from mnist_flax.training.programs import (
         EVALUATION_BATCH,
-        EvaluationProgram,
-        TrainingProgram,
+        evaluation_program,
         shapes_of_states,
         step_options,
+        training_program,
     )
 
     def examples(*sides: int) -> Examples:
@@ -101,14 +101,14 @@ def trace(program: str, mesh: Any, config: Any, num_replicas: int) -> Any:
     normalization, size = Normalization(0.1307, 0.3081), config.batch_size
     if program == "training":
         total_steps = 10 * -(-NUM_TRAIN // size)
-        training = TrainingProgram(mesh, step_options(config, normalization, total_steps), examples(NUM_TRAIN))
+        training = training_program(mesh, step_options(config, normalization, total_steps), examples(NUM_TRAIN))
         return training.trace(shapes_of_states(num_replicas, mesh, config, total_steps))
     if program == "evaluation":
         state = shapes_of_states(num_replicas, mesh, config, 1)
         shares = mesh.devices.shape[1]
         size = -(-EVALUATION_BATCH // shares) * shares
         batches = place(examples(-(-NUM_TEST // size), size), mesh, BY_EXAMPLE)
-        return EvaluationProgram(mesh, normalization).trace(state.variables, batches)
+        return evaluation_program(mesh, normalization).sums.trace(state.variables, batches)
     one = mesh_for(mesh.devices.flat[:1], 1)
     variables, temperature, images = place(
         (variable_shapes(), jax.ShapeDtypeStruct((), np.float32), examples(size).images), one

@@ -24,10 +24,9 @@ from mnist_flax.errors import UserError
 from mnist_flax.inference import classifier
 from mnist_flax.inference.evaluation import measure
 from mnist_flax.inference.transfer import initial_variables
-from mnist_flax.presets import completed
+from mnist_flax.presets import resolve
 from mnist_flax.reading.folder import load
 from mnist_flax.training.mesh import make_mesh, platform_of
-from mnist_flax.training.programs import zero_totals
 from mnist_flax.training.run import from_trained, prepare, start
 
 WAYS = {
@@ -58,15 +57,15 @@ def accuracy_of(dataset: Dataset, options: Sequence[str], draw: int) -> float:
     As few images are held out, that is the network of the last epoch.
     """
     config = train.parse(["--dataset", dataset.name, "--seed", str(draw), *options])
-    config = completed(config, dataset.name, len(dataset.train.labels), len(dataset.validation.labels))
+    config = resolve(config, dataset.name, len(dataset.train.labels), len(dataset.validation.labels))
     mesh = make_mesh(config.batch_size, 1)
     run = prepare(config, dataset, mesh, ops.choose("auto", platform_of(mesh)))
     progress = start(run)
     if config.initial_weights:
         progress = from_trained(run, progress, initial_variables(config.initial_weights, dataset.class_names))
-    state, steps = progress.state, np.full(1, run.steps_per_epoch, np.int32)
+    state = progress.state
     for _ in range(run.epochs):
-        state, _ = run.training(state, zero_totals(1, mesh), run.training.plan(state), steps)
+        state, _ = run.training.epoch(state)
     return float(run.evaluation(state.variables, run.evaluation.batches(dataset.test)).accuracies[0])
 
 

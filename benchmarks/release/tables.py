@@ -20,9 +20,9 @@ from scipy import stats
 
 from benchmarks.common import markdown, parser_of, with_spread
 from mnist_flax.cli import command
-from mnist_flax.config import CARRYING_OUT
+from mnist_flax.config import EXECUTION_OPTIONS
 from mnist_flax.errors import UserError
-from mnist_flax.presets import PRESETS, completed
+from mnist_flax.presets import PRESETS, resolve
 from mnist_flax.training.selection import interval_of_mean, margin_of_mean
 
 # Options that say where, how and for how long to run, not what the recipe is.
@@ -139,8 +139,8 @@ def _preset(config: dict[str, Any]) -> str:
     """A run's preset, and every option that makes it another recipe or protocol than `--preset` alone."""
     preset = PRESETS[config["preset"]]
     val_size = MNIST_HELD_OUT if preset.val_size is None else preset.val_size
-    plain = completed(preset, config["dataset"], 12 * MNIST_HELD_OUT, val_size).to_json()
-    hidden = CARRYING_OUT | {"preset", "num_seeds"}
+    plain = resolve(preset, config["dataset"], 12 * MNIST_HELD_OUT, val_size).to_json()
+    hidden = EXECUTION_OPTIONS | {"preset", "num_seeds"}
     differing = [name for name in config if name not in hidden and config[name] != plain.get(name)]
     return " ".join([f"`{preset.preset}`", *(_option(name, config) for name in differing)])
 

@@ -30,12 +30,13 @@ from mnist_flax.training import mesh as meshes
 from mnist_flax.training.mesh import EVERYWHERE, compile_per_device, make_mesh, place
 from mnist_flax.training.programs import (
     EVALUATION_BATCH,
-    EvaluationProgram,
     TrainingProgram,
     create_state,
     create_states,
+    evaluation_program,
     step_options,
-    zero_totals,
+    training_program,
+    zero_metrics,
 )
 
 SEED, MANY_STEPS = np.uint32([0]), 1_000_000
@@ -56,7 +57,7 @@ def _kernels_of(name: str, mesh: Mesh) -> Kernels:
 
 def _training(mesh: Mesh, batch_size: int, amount: float, kernels: Kernels) -> Work:
     """An optimizer step, its batch spread over the mesh."""
-    state = place(create_state(SEED[0], PRESETS["reference"], MANY_STEPS, kernels), mesh)
+    state = place(create_state(SEED[0], PRESETS["reference"], MANY_STEPS, kernels, axis_name=DATA), mesh)
     examples = _examples(batch_size)
     batch = Batch(NORMALIZATION(examples.images.astype(np.float32)), examples.labels)
     batch = place(batch, mesh, SPLIT)
@@ -80,8 +81,8 @@ def step(name: str) -> dict[str, Work]:
 def _chunk(mesh: Mesh, batch_size: int, kernels: Kernels) -> tuple[Callable[[], None], TrainingProgram]:
     """What trains a chunk of steps, augmentation included, as often as called, and the program it runs."""
     config = dataclasses.replace(PRESETS["reference"], batch_size=batch_size)
-    training = TrainingProgram(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000), kernels)
-    state, totals = create_states(SEED, mesh, config, MANY_STEPS, kernels), zero_totals(1, mesh)
+    training = training_program(mesh, step_options(config, NORMALIZATION, MANY_STEPS), _examples(60_000), kernels)
+    state, totals = create_states(SEED, mesh, config, MANY_STEPS, kernels), zero_metrics(1, mesh)
     plan = training.plan(state)
 
     def train() -> None:
@@ -120,7 +121,7 @@ def augmentation(name: str) -> dict[str, Work]:
 def evaluation(name: str) -> dict[str, Work]:
     """Loss and hits of 10,000 uint8 images."""
     mesh = make_mesh(EVALUATION_BATCH)
-    evaluate = EvaluationProgram(mesh, NORMALIZATION, _kernels_of(name, mesh))
+    evaluate = evaluation_program(mesh, NORMALIZATION, _kernels_of(name, mesh))
     variables, batches = (
         create_states(SEED, mesh, PRESETS["reference"], 1).variables,
         evaluate.batches(_examples(10_000)),

@@ -20,7 +20,7 @@ from mnist_flax.inference.card import Card
 from mnist_flax.inference.ood import BLOCKS, Features, MahalanobisStatistics, distances
 from mnist_flax.model import MNISTNet
 from mnist_flax.training.devices import devices, usual_modes
-from mnist_flax.training.mesh import RUN_ONCE, compile_for_one_device
+from mnist_flax.training.mesh import FAST_COMPILE, compile_for_one_device
 
 # Programs are compiled for these numbers of images, and others are filled up: to compile one takes a second or two.
 # Larger batches fall out of a CPU's caches: 10,000 images take 1.2 to 1.6 times as long in batches of 1,000.
@@ -133,7 +133,7 @@ def _compiled_activations(normalization: Normalization, num_classes: int) -> Cal
     def outputs(variables: Any, images: Array) -> dict[str, Array]:
         return _run(normalization, num_classes, variables, images)[1]
 
-    return jax.jit(outputs, compiler_options=RUN_ONCE)  # for pictures: of a few images, and they are waited for
+    return jax.jit(outputs, compiler_options=FAST_COMPILE)  # for pictures: of a few images, and they are waited for
 
 
 @functools.cache

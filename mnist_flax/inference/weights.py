@@ -113,7 +113,7 @@ def load_run(directory: Path) -> Trained:
 
 def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], Card]:
     """Variables and card of a checkpoint, or of the newest in a directory of checkpoints."""
-    from mnist_flax.training.checkpoint_reading import (  # with Orbax, which takes a second to import
+    from mnist_flax.training.checkpoint import (  # with Orbax, which takes a second to import
         find,
         read,
         read_metadata,
@@ -129,7 +129,7 @@ def _load_checkpoint(directory: Path) -> tuple[dict[str, Any], Card]:
 
 def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, Any], Card]:
     """Variables and card of a checkpoint in `last`: the card of the run's best network, with its own figures."""
-    from mnist_flax.training.checkpoint_reading import read_arrays
+    from mnist_flax.training.checkpoint import read_arrays
 
     try:
         _, best, _ = load_run(checkpoint.absolute().parents[1])

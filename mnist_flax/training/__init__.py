@@ -1,1 +1,1 @@
-"""How a run is carried out: devices, compiled programs, the loop, checkpoints, records, signals."""
+"""A training run: devices, compiled programs, the loop, checkpoints, records, signals."""

@@ -4,10 +4,13 @@ Each is a directory of numbered Orbax checkpoints. A checkpoint gets its number 
 sums of its files beside them, and is sound as long as these are right: Orbax itself restores a flipped bit without any
 warning. The newest two are kept: a run that was killed while it wrote one, or finds the newest damaged, uses the other.
 
-Orbax's CheckpointManager has no part in this: it takes any numbered folder for its own, and deletes it whole.
+`Checkpoints` is for the run that owns a directory; `find` and `read` are for others, and change nothing. Orbax's
+CheckpointManager has no part in this: it takes any numbered folder for its own, and deletes it whole.
 """
 
 import errno
+import gc
+import logging
 import os
 import shutil
 import warnings
@@ -16,27 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_text
-from mnist_flax.step import TrainState
+from mnist_flax.state import TrainState
 from mnist_flax.training import checkpoint_files
-from mnist_flax.training.checkpoint_files import Ours, numbered
-from mnist_flax.training.checkpoint_reading import DAMAGE, UNLISTED, condition, explained, read
+from mnist_flax.training.checkpoint_files import SUMS, Ours, checksums, explained, numbered
 from mnist_flax.training.mesh import wait_for_all
-from mnist_flax.training.sums import SUMS, checksums
 
 KEEP = 2
 SLACK = 250_000  # bytes, more than a checkpoint's own records take
+DAMAGE = "its files are not those that were saved"
+UNLISTED = f"has lost its {SUMS}, as in a copy, but all of it can be read, so it is used"
+_USABLE = "sound", "unlisted"
 
 
 class Checkpoints:
     """A directory of checkpoints, numbered by step. Each has arrays (`state`) and a JSON object (`metadata`).
 
-    This is for the run that owns the directory, and puts it in order: unfinished checkpoints are deleted, damaged ones
-    are renamed to `damaged-STEP`, with a warning. Others use `find` and `read`, which change nothing. `ours` tells the
-    run's checkpoints by their metadata; whatever else is in the directory stays as it is.
+    The directory is put in order first: unfinished checkpoints are deleted, damaged ones are renamed to `damaged-STEP`,
+    with a warning. `ours` tells the run's checkpoints by their metadata; whatever else is there stays as it is.
     """
 
     def __init__(self, directory: Path, ours: Ours = lambda metadata: True) -> None:
@@ -127,3 +131,108 @@ def resumable(state: TrainState) -> dict[str, Any]:
     """The arrays of a training state that a run needs to go on from it."""
     names = ("step", "params", "batch_stats", "opt_state", "key")
     return {name: getattr(state, name) for name in names}
+
+
+def find(directory: Path) -> Path:
+    """The newest sound checkpoint in a directory of checkpoints; or `directory` itself, if it is a checkpoint.
+
+    Warns of newer ones that are damaged, and of one that is used though its sums are lost.
+
+    Raises:
+        UserError: there is none, or only damaged ones.
+    """
+    with explained(f"cannot use {directory} for checkpoints"):
+        found = condition(directory)
+        if found == "damaged":
+            raise UserError(f"{directory} is damaged ({DAMAGE}): restore it from a copy, or use another checkpoint")
+        checkpoints = [directory] if found in _USABLE else reversed(numbered(directory))
+        damaged = any(directory.glob("damaged-*"))
+        for path in checkpoints:
+            found = condition(path)
+            if found in _USABLE:
+                if found == "unlisted":
+                    warnings.warn(f"{path} {UNLISTED}", stacklevel=2)
+                return path
+            if found == "damaged":
+                warnings.warn(f"{path} is damaged ({DAMAGE}) and passed over", stacklevel=2)
+                damaged = True
+        raise none_left(directory) if damaged else UserError(f"{directory} holds no finished checkpoint")
+
+
+def _readers(alone: bool) -> ocp.options.MultiprocessingOptions:
+    """Orbax's option for reading alone: by default it waits until all processes of a job read."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        **({"primary_host": process, "active_processes": {process}} if alone else {})
+    )
+
+
+def read(checkpoint: Path, like: Any, *, alone: bool = True) -> tuple[Any, dict[str, Any]]:
+    """Arrays and metadata of a sound checkpoint, the arrays placed like those of `like`.
+
+    `alone` says that this process reads without the others of its job.
+
+    Raises:
+        UserError: it cannot be read, or does not fit `like`.
+    """
+    with (
+        explained(f"cannot read {checkpoint}"),
+        ocp.StandardCheckpointer(multiprocessing_options=_readers(alone)) as arrays,
+    ):
+        return arrays.restore(checkpoint.absolute() / "state", like), read_metadata(checkpoint, alone=alone)
+
+
+def read_metadata(checkpoint: Path, *, alone: bool = True) -> Any:
+    """The metadata of a sound checkpoint; `alone` as in `read`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    handler, options = ocp.JsonCheckpointHandler(), _readers(alone)
+    with explained(f"cannot read {checkpoint}"), ocp.Checkpointer(handler, multiprocessing_options=options) as json:
+        return json.restore(checkpoint.absolute() / "metadata")
+
+
+def read_arrays(checkpoint: Path, names: Any) -> Any:
+    """Some arrays of a sound checkpoint, whatever their shapes: those at the leaves of the tree `names`.
+
+    Raises:
+        UserError: it cannot be read, or lacks some of them.
+    """
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+    some = ocp.args.PyTreeRestore(item=names, restore_args=as_numpy, partial_restore=True)
+    handler, options = ocp.PyTreeCheckpointHandler(), _readers(alone=True)
+    with explained(f"cannot read {checkpoint}"), ocp.Checkpointer(handler, multiprocessing_options=options) as arrays:
+        return arrays.restore(checkpoint.absolute() / "state", args=some)
+
+
+def condition(checkpoint: Path, ours: Ours = lambda metadata: True) -> str:
+    """As `checkpoint_files.condition`, but "unlisted" only if all of the checkpoint can be read, and else "damaged"."""
+    found = checkpoint_files.condition(checkpoint, ours)
+    return "damaged" if found == "unlisted" and not _can_be_read(checkpoint) else found
+
+
+def _can_be_read(checkpoint: Path) -> bool:
+    """Whether all arrays that a checkpoint says it has can be read."""
+    handler, options = ocp.PyTreeCheckpointHandler(), _readers(alone=True)
+    try:
+        with (
+            explained(f"cannot read {checkpoint}"),
+            ocp.Checkpointer(handler, multiprocessing_options=options) as arrays,
+        ):
+            names = arrays.metadata(checkpoint.absolute() / "state").item_metadata
+        read_arrays(checkpoint, names.tree)
+        return True
+    except (UserError, AttributeError):
+        pass
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    gc.collect()  # or what Orbax left of its tasks would print a traceback each, whenever Python comes to it
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
+    return False
+
+
+def none_left(directory: Path) -> UserError:
+    """The error of a directory without a sound checkpoint. What else the run holds may be sound: nothing is deleted."""
+    return UserError(
+        f"{directory} has no sound checkpoint left: restore one of them from a copy, or train into a new --workdir"
+    )

@@ -1,20 +1,27 @@
 """The files of checkpoints on disk: which folder is one, which files in it are ours, and how those are removed.
 
-A checkpoint is finished when its folder has a number for a name. Nothing that somebody else put into it, or beside it,
-is ever deleted or moved: `SHA256SUMS` lists what is ours.
+A checkpoint is finished when its folder has a number for a name. Its `SHA256SUMS`, written when it is finished, lists
+what is ours in it, and is compared before it is used. What somebody else put into the folder, or beside it, has no sum
+there, does not matter, and is never deleted or moved.
 """
 
+import hashlib
 import itertools
 import json
+import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mnist_flax.errors import UserError
 from mnist_flax.files import SIGN, is_ours, write_text
-from mnist_flax.training.sums import DROPPINGS, SUMS, digest_of, is_sound, listed
 
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+# File managers put these into any folder, and change them at will; they go with the checkpoint.
+DROPPINGS = {".ds_store", "desktop.ini", "thumbs.db"}
 DELETED = "SHA256SUMS.deleted"  # what SHA256SUMS becomes while what it lists is deleted
 _METADATA = "metadata/metadata"  # of every checkpoint of ours: a JSON object
 WRITING = ".being-written-by-mnist_flax"  # holds our sign and the name of the unfinished checkpoint, if there is one
@@ -36,7 +43,7 @@ def numbered(directory: Path) -> list[Path]:
 
 
 def condition(checkpoint: Path, ours: Ours = lambda metadata: True) -> str:
-    """What a folder is to the run that tells its checkpoints by `ours`.
+    """The condition of a folder as a checkpoint of the run whose checkpoints `ours` recognises.
 
     "sound"; "damaged"; "unlisted", if its SHA256SUMS is lost; "deleted", if that was begun; or "foreign".
     """
@@ -67,7 +74,7 @@ def metadata_of(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def foreign_files(checkpoint: Path) -> list[Path]:
-    """What somebody else put into the folder of a checkpoint of ours."""
+    """The files in a checkpoint's folder that somebody else put there."""
     own = set(_own(checkpoint))
     return [path for path in checkpoint.rglob("*") if not path.is_dir() and path not in own]
 
@@ -102,7 +109,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 @contextmanager
 def announced(unfinished: Path) -> Iterator[None]:
-    """Have it on disk that a folder is ours while a checkpoint is written there."""
+    """Keep a note on disk, while a checkpoint is written into a folder, that the folder is ours."""
     write_text(unfinished.with_name(WRITING), f"{SIGN}\n{unfinished.name}\n")
     yield
     unfinished.with_name(WRITING).unlink()
@@ -123,13 +130,13 @@ def delete_unfinished(directory: Path) -> None:
 
 
 def unused_suffix(directory: Path) -> str:
-    """What a run adds to a step for the names of its unfinished checkpoints, so that nobody else has them."""
+    """A suffix for the names of a run's unfinished checkpoints that no file in the directory has yet."""
     found = (_UNFINISHED.fullmatch(path.name) for path in directory.glob("*.unfinished-*"))
     return f".unfinished-{1 + max((int(match[1]) for match in found if match), default=0)}"
 
 
 def in_the_way(directory: Path, after: int, ours: Ours = lambda metadata: True) -> Iterator[Path]:
-    """What has a name that a run needs for checkpoints later than step `after`, but is no checkpoint of it."""
+    """Files that have the name of a checkpoint which the run will write after step `after`, and are not its own."""
     announcement = directory / WRITING
     if announcement.exists() and not (announcement.is_file() and is_ours(announcement)):
         yield announcement
@@ -155,8 +162,75 @@ def _own(checkpoint: Path) -> list[Path]:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder and those in it, as far as they are empty."""
+    """Remove those of a folder and the folders in it that are empty."""
     inside = sorted((path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
     for path in (*inside, folder):
         if not any(path.iterdir()):
             path.rmdir()
+
+
+def checksums(checkpoint: Path) -> str:
+    """The content of a checkpoint's `SHA256SUMS`: a line `digest  path` for each file."""
+    files = sorted(path for path in checkpoint.rglob("[!.]*") if path.is_file() and path.name != SUMS)
+    return "".join(
+        f"{digest_of(path)}  {path.relative_to(checkpoint).as_posix()}\n"
+        for path in files
+        if path.name.lower() not in DROPPINGS
+    )
+
+
+def listed(sums: Path) -> dict[str, str]:
+    """The digests that a file of sums lists, by the names of files. A name that leads out of the folder is left out."""
+    names = {name: digest for digest, name in _lines(sums) if name} if sums.is_file() else {}
+    inside = [name for name in names if not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts]
+    return {name: names[name] for name in inside}
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Whether every file that its `SHA256SUMS` lists is there and as listed."""
+    sums = checkpoint / SUMS
+    ended = sums.read_bytes().endswith(b"\n")
+    return ended and all(digest_of(checkpoint / name) == digest for digest, name in _lines(sums))
+
+
+def _lines(sums: Path) -> list[tuple[str, str]]:
+    # Editors and version control may give the list CRLF line ends or a byte order mark.
+    lines = sums.read_text("utf-8-sig", errors="replace").splitlines()
+    return [(digest, name) for digest, _, name in (line.partition("  ") for line in lines)]
+
+
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 sum of a file; None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn any exception into one sentence: Orbax and TensorStore report a full disk in many ways, with pages of log.
+
+    Raises:
+        UserError: in place of any exception.
+    """
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        level = logging.CRITICAL  # Orbax's threads have yet to log it
+        raise UserError(f"{what}: {_reason(error)}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """Why something failed, in a few words: the system's, if it is the system that refused."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "tree structures do not match" in text:
+        return "another version of mnist_flax wrote it; use that one, or train anew with --overwrite"
+    # TensorStore's errors are no OSError, but end in the number of one.
+    if number := getattr(error, "errno", None) or next(iter(re.findall(r"os_error_code='(\d+)'", text)), None):
+        return os.strerror(int(number))
+    return text[:300]

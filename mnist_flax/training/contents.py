@@ -1,4 +1,4 @@
-"""What is in a run directory: the names of its files, the options it records, and which of its files a run wrote."""
+"""The contents of a run directory: names of files, recorded options, and which of the files a run wrote."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from mnist_flax.config import CARRYING_OUT, Config
+from mnist_flax.config import EXECUTION_OPTIONS, Config
 from mnist_flax.errors import UserError
 from mnist_flax.files import is_ours, read_json
 from mnist_flax.training import checkpoint_files
@@ -32,7 +32,7 @@ _KEYS = {
 
 
 class Recorded(NamedTuple):
-    """What a run of any version recorded of its options.
+    """The options that a run of any version recorded.
 
     Attributes:
         config: the options that this version has.
@@ -44,7 +44,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(values: dict[str, Any]) -> Recorded:
-    """What a run recorded of its options, from its config.json or its networks' cards.
+    """The options in a run's config.json or its networks' cards.
 
     Raises:
         UserError: a value is not of its option's type.
@@ -60,7 +60,7 @@ def recorded(values: dict[str, Any]) -> Recorded:
 
 
 def read_recorded(path: Path) -> Recorded | None:
-    """What a config.json records; None if there is no such file.
+    """The options in a config.json; None if there is no such file.
 
     Raises:
         UserError: it is damaged, or another program's.
@@ -97,8 +97,8 @@ def directories_of(config: Config) -> list[Path]:
 
 
 def of_run(options: dict[str, Any], seed: int | None = None) -> Ours:
-    """What tells the checkpoints of a run with such options by their metadata; `seed` is that of a directory `best`."""
-    computed = {name: value for name, value in options.items() if name not in CARRYING_OUT}
+    """A function that recognises a run's checkpoints by their metadata; `seed` is that of a directory `best`."""
+    computed = {name: value for name, value in options.items() if name not in EXECUTION_OPTIONS}
 
     def ours(metadata: dict[str, Any]) -> bool:
         found = metadata.get("config", {})  # `last` of earlier versions does not have it
@@ -109,7 +109,7 @@ def of_run(options: dict[str, Any], seed: int | None = None) -> Ours:
 
 
 def files_of(config: Config) -> Iterator[Path]:
-    """The files, but for config.json and checkpoints, that are where a run writes its own."""
+    """The files that lie where a run writes its own, except config.json and checkpoints."""
     yield from (path for name in (SUMMARY, *(() if config.no_report else REPORT)) for path in config.workdir.glob(name))
     for directory in directories_of(config):
         yield from (path for name in (HISTORY, NETWORK) for path in directory.glob(name))
@@ -127,21 +127,21 @@ def events_in(directory: Path) -> list[Path]:
 
 
 def directories_of_checkpoints(run: Recorded) -> dict[Path, Ours]:
-    """The directories of a run's checkpoints, and what tells those that are its own."""
+    """The directories of a run's checkpoints, each with the function that recognises the run's own."""
     config, options = run.config, {**run.config.to_json(), **run.unknown}
     bests = {path / "best": of_run(options, config.seed + i) for i, path in enumerate(directories_of(config))}
     return {config.workdir / "last": of_run(options), **bests}
 
 
 def foreign_checkpoints(config: Config, earlier: Recorded | None = None) -> Iterator[Path]:
-    """What has a name that the run needs for its checkpoints, and is no checkpoint of the `earlier` run."""
+    """Files that have the name of a checkpoint which the run will write, and that the `earlier` run did not write."""
     theirs = directories_of_checkpoints(earlier) if earlier else {}
     for directory in directories_of_checkpoints(Recorded(config, {})):
         yield from checkpoint_files.in_the_way(directory, 0, theirs.get(directory, lambda metadata: False))
 
 
 def written_by_a_run(path: Path) -> bool:
-    """Whether a file is what its name says; or it is empty, so that nothing can be lost."""
+    """Whether a run wrote a file, by its content; or it is empty, so that nothing can be lost."""
     keys = _KEYS.get(path.name)
     if keys is None or not path.is_file():
         return path.is_file() and is_ours(path)

@@ -6,30 +6,30 @@ each is selected and stopped on its own.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, UInt8
 
 from mnist_flax.augment import augment
 from mnist_flax.data import SIDE
 from mnist_flax.errors import UserError
-from mnist_flax.step import Totals
+from mnist_flax.state import TrainMetrics
 from mnist_flax.training import messages
 from mnist_flax.training.debugging import describe_divergence
-from mnist_flax.training.mesh import BY_REPLICA, RUN_ONCE, place, to_host
-from mnist_flax.training.programs import zero_totals
+from mnist_flax.training.mesh import BY_REPLICA, FAST_COMPILE, place, process_values, to_host
+from mnist_flax.training.programs import TrainingProgram, zero_metrics
 from mnist_flax.training.records import epoch_row, model_card, summary_of
-from mnist_flax.training.run import Progress, Run, from_trained, of_replica, start
+from mnist_flax.training.run import Progress, Run, from_trained, start, take_replica
 from mnist_flax.training.run_files import RunFiles
 from mnist_flax.training.selection import best_kept_epoch, still_training
 from mnist_flax.training.signals import Interruption
 
 
-def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
+def fit(run: Run, interruption: Interruption) -> dict[str, Any]:
     """Train a run from where it is to its end, and test it; returns its summary.
 
     Raises:
@@ -55,96 +55,110 @@ def carry_out(run: Run, interruption: Interruption) -> dict[str, Any]:
         return test_best(run, progress, files, console)
 
 
-def _train(run: Run, progress: Progress, files: RunFiles, console: messages.Console, interruption: Interruption) -> Any:
+def _train(
+    run: Run, progress: Progress, files: RunFiles, console: messages.Console, interruption: Interruption
+) -> Progress:
     """Train all replicas to their ends."""
     started = time.perf_counter()  # compiled ahead of the first step, so that no epoch's time contains it
-    run.training.compile(progress.state)
+    training = run.training.compile(progress.state)
     console.say(f"Compiled in {time.perf_counter() - started:.1f} s")
     saved_at = time.monotonic()
-
-    def between_chunks(progress: Progress) -> None:
-        """Save if it is time to; save and exit if this process, or any other of the job, has been sent a signal."""
-        nonlocal saved_at
-        due = time.monotonic() - saved_at >= run.config.checkpoint_every_seconds
-        signal, due = to_host(np.array([[interruption.signal or 0, due]])).max(axis=0).tolist()
-        if signal or due:
-            files.save_last(progress)
-            saved_at = time.monotonic()
-        if signal:
-            console.close()
-            console.say(f"Saved after step {progress.step}. Run the same command again to go on.")
-            raise SystemExit(128 + signal)
-
     try:
         console.start_bar(progress.step)
         with interruption.note():
             while (running := still_training(progress.histories, run.config)).any():
-                progress = train_epoch(run, progress, files, console, between_chunks)
+                for latest in train_epoch(run, training, progress, running, files, console):
+                    progress = latest
+                    if progress.step % run.steps_per_epoch:
+                        saved_at = save_if_due(run, progress, files, console, interruption, saved_at)
                 progress = finish_epoch(run, progress, files, running)
                 saved_at = time.monotonic()
-                console.say(messages.epoch_line([progress.histories[i][-1] for i in np.flatnonzero(running)]))
+                console.say(messages.epoch_line([progress.histories[i][-1] for i in np.flatnonzero(running).tolist()]))
                 if still_training(progress.histories, run.config).any():
-                    between_chunks(progress)
+                    saved_at = save_if_due(run, progress, files, console, interruption, saved_at)
         return progress
     finally:
         console.close()
 
 
-def train_epoch(
+def save_if_due(
     run: Run,
     progress: Progress,
     files: RunFiles,
     console: messages.Console,
-    between_chunks: Callable[[Progress], None],
-) -> Progress:
-    """Train the replicas that have not come to their end to the end of the epoch they are in.
+    interruption: Interruption,
+    saved_at: float,
+) -> float:
+    """Save `last` if it was saved too long ago; returns when it was saved last, by `time.monotonic`.
+
+    Raises:
+        SystemExit: this process, or any other of the job, has been sent a signal; all is saved.
+    """
+    due = time.monotonic() - saved_at >= run.config.checkpoint_every_seconds
+    signal, due = process_values(np.array([interruption.signal or 0, due])).max(axis=0).tolist()
+    if signal or due:
+        files.save_last(progress)
+        saved_at = time.monotonic()
+    if signal:
+        console.close()
+        console.say(f"Saved after step {progress.step}. Run the same command again to go on.")
+        raise SystemExit(128 + signal)
+    return saved_at
+
+
+def train_epoch(
+    run: Run,
+    training: TrainingProgram,
+    progress: Progress,
+    running: Bool[np.ndarray, " replicas"],
+    files: RunFiles,
+    console: messages.Console,
+) -> Iterator[Progress]:
+    """Train the replicas that are `running` to the end of the epoch they are in; yields the progress after each chunk.
 
     Raises:
         UserError: a loss or gradient is not finite.
     """
-    running = still_training(progress.histories, run.config)
-    plan, size = run.training.plan(progress.state), run.config.batch_size
-    epoch, done = divmod(int(to_host(progress.state.step)[running].max()), run.steps_per_epoch)
+    plan, size = training.plan(progress.state), run.config.batch_size
+    done = progress.step % run.steps_per_epoch
     while done < run.steps_per_epoch:
         started = time.perf_counter()
-        num_steps = min(run.training.chunk, run.steps_per_epoch - done)
-        before = jax.tree.map(jnp.copy, (progress.state, progress.totals)) if run.config.debug_nans else None
-        state, totals = run.training(progress.state, progress.totals, plan, np.where(running, np.int32(num_steps), 0))
-        seen: Totals = to_host(totals)
+        num_steps = 1 if run.config.debug_nans else min(training.chunk, run.steps_per_epoch - done)
+        before = jax.tree.map(jnp.copy, progress.state) if run.config.debug_nans else None
+        state, metrics = training(progress.state, progress.metrics, plan, np.where(running, np.int32(num_steps), 0))
+        seen: TrainMetrics = to_host(metrics)
         seconds = progress.epoch_seconds + time.perf_counter() - started
-        progress = progress._replace(state=state, totals=totals, epoch_seconds=seconds)
+        step, done = progress.step + num_steps, done + num_steps
+        progress = progress._replace(state=state, metrics=metrics, epoch_seconds=seconds, step=step)
         if not seen.finite[running].all():
-            raise UserError(describe_divergence(run, progress, plan, before, files.last.directory))
-        done += num_steps
+            raise UserError(describe_divergence(run, progress, before, plan, files.last.directory))
         loss, correct = float(seen.loss[running].mean()), float(seen.correct[running].mean())
-        console.advance(epoch * run.steps_per_epoch + done, loss / done, correct / (done * size))
-        if done < run.steps_per_epoch:
-            between_chunks(progress)
-    return progress
+        console.advance(step, loss / done, correct / (done * size))
+        yield progress
 
 
-def finish_epoch(run: Run, progress: Progress, files: RunFiles, running: Any) -> Progress:
+def finish_epoch(run: Run, progress: Progress, files: RunFiles, running: Bool[np.ndarray, " replicas"]) -> Progress:
     """Evaluate the replicas that trained in an epoch, and have what it leaves written: networks, progress, records."""
-    totals = to_host(progress.totals)
-    figures = run.evaluation(progress.state.variables, run.validation)
+    totals = to_host(progress.metrics)
+    found = run.evaluation(progress.state.variables, run.validation)
     chosen: list[int] = np.flatnonzero(running).tolist()
-    cards = {}
+    histories, cards = list(progress.histories), {}
     for i in chosen:
-        history = progress.histories[i]
         row = epoch_row(
-            run, len(history) + 1, of_replica(totals, i), figures, i, progress.epoch_seconds, sharing=len(chosen)
+            run, len(histories[i]) + 1, take_replica(totals, i), found, i, progress.epoch_seconds, sharing=len(chosen)
         )
-        history.append(row)
-        if best_kept_epoch(history) == row["epoch"]:
+        histories[i] = (*histories[i], row)
+        if best_kept_epoch(histories[i]) == row["epoch"]:
             cards[i] = model_card(run, int(run.seeds[i]), row)
-    progress = progress._replace(totals=zero_totals(len(run.seeds), run.mesh), epoch_seconds=0.0)
+    zero = zero_metrics(len(run.seeds), run.mesh)
+    progress = progress._replace(metrics=zero, histories=histories, epoch_seconds=0.0)
     files.save_epoch(progress, cards, chosen)
     return progress
 
 
-def augmented_samples(run: Run) -> np.ndarray:
+def augmented_samples(run: Run) -> UInt8[np.ndarray, "64 28 28"]:
     """The first 64 training images, over again if there are fewer, augmented as the first steps augment them."""
-    warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
+    warp = jax.jit(augment, static_argnums=2, compiler_options=FAST_COMPILE)
     images: Array = jnp.asarray(np.resize(run.dataset.train.images[:64], (64, SIDE, SIDE)))
     warped = warp(jax.random.key(run.config.seed), images, run.options.augmentation)
     return np.asarray(warped).round().astype(np.uint8)
@@ -153,8 +167,8 @@ def augmented_samples(run: Run) -> np.ndarray:
 def test_best(run: Run, progress: Progress, files: RunFiles, console: messages.Console) -> dict[str, Any]:
     """Test every replica's best checkpoint, once, and write the summary."""
     variables, cards = files.restore_best(progress)
-    figures = run.evaluation(place(variables, run.mesh, BY_REPLICA), run.evaluation.batches(run.dataset.test))
-    summary = summary_of(run, progress.histories, cards, figures)
+    found = run.evaluation(place(variables, run.mesh, BY_REPLICA), run.evaluation.batches(run.dataset.test))
+    summary = summary_of(run, progress.histories, cards, found)
     files.write_summary(summary, run.config.to_json())
     console.say(*messages.closing(run, summary))
     return summary

@@ -17,9 +17,10 @@ from mnist_flax.errors import UserError
 from mnist_flax.ops import Kernels
 from mnist_flax.step import DATA, REPLICA
 from mnist_flax.training import devices
-from mnist_flax.training.devices import num_cores
+from mnist_flax.training.devices import num_cores, platform_of
 
-# How arrays lie on the mesh: the same everywhere; a replica's share of a leading axis; batches split along the second.
+# Three ways in which an array lies on the mesh: whole on every device; its leading axis, of replicas, split over
+# REPLICA; its second axis, the examples of batches, split over DATA.
 EVERYWHERE = PartitionSpec()
 BY_REPLICA = PartitionSpec(REPLICA)
 BY_EXAMPLE = PartitionSpec(None, DATA)
@@ -68,11 +69,6 @@ def make_mesh(batch_size: int, num_devices: int | None = None, num_replicas: int
     return jax.make_mesh(shape, (REPLICA, DATA), axis_types, devices=found[: math.prod(shape)])
 
 
-def platform_of(mesh: Mesh) -> str:
-    """The platform of the mesh's devices: "cpu", "gpu" or "tpu"."""
-    return mesh.devices.flat[0].platform
-
-
 def describe(mesh: Mesh) -> str:
     """The mesh's devices, such as "1 x cpu (2 cores)" or "8 x NVIDIA H100 80GB HBM3"."""
     device = mesh.devices.flat[0]
@@ -89,6 +85,11 @@ def resources(mesh: Mesh) -> str:
     usual = {"tpu": "one pass of bfloat16", "gpu": "TF32, where the card has it"}.get(platform, "its default precision")
     memory = f"{limit / 1e9:.0f} GB each to use, " if limit else ""
     return f"{memory}float32 products in {chosen or usual}"
+
+
+def shares_batches(mesh: Mesh) -> bool:
+    """Whether devices of several processes share a batch."""
+    return any(len({device.process_index for device in devices}) > 1 for devices in mesh.devices)
 
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:
@@ -109,7 +110,7 @@ def place(tree: Any, mesh: Mesh, spec: PartitionSpec = EVERYWHERE) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Every array, whole, in this process's memory, whichever processes hold its parts."""
+    """Every array, whole, in this process's memory. In a job of several processes it is a collective."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
@@ -121,15 +122,13 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def all_processes(condition: bool) -> bool:
-    """Whether a condition holds in every process of the job."""
-    if jax.process_count() == 1:
-        return condition
-    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+def process_values(array: np.ndarray) -> np.ndarray:
+    """The arrays that the processes of the job call this with, stacked along a new first axis. A collective."""
+    return multihost_utils.process_allgather(array) if jax.process_count() > 1 else array[None]
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process of the job has come here; `name` says where that is."""
+    """Return when every process of the job has come here; `name` says where that is. If one is lost, this fails."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -172,7 +171,7 @@ def compile_for_one_device(function: Callable[..., Any], *, platform: str | None
 # For programs that run once, once an epoch, or on a few images. Random numbers are slow to compile and quick to run:
 # the initial state takes 17 s to compile on two cores with XLA's optimizations and 1.3 s without, and its numbers are
 # the same to 2e-8.
-RUN_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
+FAST_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 # Dots alone: XLA of JAX 0.10.0 and 0.10.1 crashes when it fuses Muon's dots with their neighbours.

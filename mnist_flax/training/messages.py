@@ -1,4 +1,4 @@
-"""What a run says: sentences made from its records, and the console that prints them beside a progress bar."""
+"""The messages of a run, made from its records, and the console that prints them beside a progress bar."""
 
 import shlex
 import sys
@@ -7,15 +7,22 @@ from typing import Any
 import jax
 
 from mnist_flax.model import count_parameters
-from mnist_flax.training.mesh import describe, resources
+from mnist_flax.training.devices import platform_of
+from mnist_flax.training.mesh import describe, resources, shares_batches
 from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.selection import Row
 
 KERNELS = {"native": "by the CPU kernels", "xla": "by XLA"}
 
 
+SHARED = (
+    "Each batch is shared by several processes, which exchange sums in every layer: on CPUs this is slower than one "
+    "process alone. --num-seeds is what more processes speed up."
+)
+
+
 def opening(run: Run, progress: Progress) -> list[str]:
-    """What is trained, on what, where."""
+    """The first lines: data, network, devices, epochs and run directory."""
     dataset, config = run.dataset, run.config
     num_train, num_val, num_test = (len(split.labels) for split in (dataset.train, dataset.validation, dataset.test))
     if dataset.selection_split == "validation":
@@ -33,6 +40,7 @@ def opening(run: Run, progress: Progress) -> list[str]:
         *([f"Starting from trained weights: {config.initial_weights}"] if config.initial_weights else []),
         *([f"Training towards the mean answer of teachers: {num_teachers}, {config.teacher}"] if num_teachers else []),
         *([f"Accelerators: {accelerators}"] if accelerators else []),
+        *([SHARED] if platform_of(run.mesh) == "cpu" and shares_batches(run.mesh) else []),
         *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epoch{'s' * (run.epochs != 1)} of {run.steps_per_epoch:,} steps of {config.batch_size} images, "
         f"into {config.workdir}",
@@ -40,18 +48,18 @@ def opening(run: Run, progress: Progress) -> list[str]:
 
 
 def resuming(run: Run, progress: Progress) -> str:
-    """Where a run goes on."""
+    """The line that says from which epoch and step a run resumes."""
     epoch, step = divmod(progress.step, run.steps_per_epoch)
     return f"Resuming after epoch {epoch}" + (f" and {step} steps" if step else "")
 
 
 def starting_again(run: Run) -> str:
-    """That a run which was begun begins anew."""
+    """The line that says that a run starts again, although it was begun before."""
     return f"Starting again at epoch 1: {run.config.workdir / 'last'} holds nothing to go on from"
 
 
 def epoch_line(rows: list[Row]) -> str:
-    """One epoch of all replicas that trained in it."""
+    """The line of an epoch: means over the replicas that trained in it."""
 
     def mean(name: str) -> float:
         return sum(row[name] for row in rows) / len(rows)
@@ -66,7 +74,7 @@ def epoch_line(rows: list[Row]) -> str:
 
 
 def closing(run: Run, summary: dict[str, Any]) -> list[str]:
-    """What came out."""
+    """The last lines: accuracies, warnings and times."""
     lines = [""]
     if "seeds" in summary:
         lines.append(f"{'seed':<6}{'epochs':>7}{'best epoch':>12}{'validation':>12}{'test':>9}{'test loss':>11}")

@@ -1,4 +1,4 @@
-"""What a run records for people and programs: rows, cards and summary, `metrics.jsonl`.
+"""The records of a run for people and programs: a row for each epoch, model cards, the summary.
 
 A run's history, a row for each epoch, is part of its `last` checkpoint. A resumed run writes `metrics.jsonl`, and
 TensorBoard's events (`tensorboard.py`), from it, so that no row is missing or doubled, wherever the run was killed.
@@ -7,7 +7,7 @@ TensorBoard's events (`tensorboard.py`), from it, so that no row is missing or d
 import json
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ import jax.numpy as jnp
 from mnist_flax.errors import UserError
 from mnist_flax.files import read_json, write_text
 from mnist_flax.model import count_parameters, variable_shapes
-from mnist_flax.step import Totals
+from mnist_flax.state import EvalMetrics, TrainMetrics
 from mnist_flax.training.contents import HISTORY, SUMMARY
 from mnist_flax.training.mesh import describe
-from mnist_flax.training.programs import Figures
 from mnist_flax.training.run import Run
 from mnist_flax.training.selection import Row, best_epoch, statistics_of, stop_reason
 
 _FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
-def write_history(run: Path, history: list[Row]) -> None:
+def write_history(run: Path, history: Sequence[Row]) -> None:
     """Write a run's `metrics.jsonl`, a line for each epoch."""
     write_text(run / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
 
@@ -76,14 +75,16 @@ def _require_numbers(values: Any, names: Iterable[str]) -> None:
             raise ValueError(f"it has no number for {name}")
 
 
-def epoch_row(run: Run, epoch: int, totals: Totals, figures: Figures, i: int, seconds: float, sharing: int) -> Row:
+def epoch_row(
+    run: Run, epoch: int, trained: TrainMetrics, validation: EvalMetrics, i: int, seconds: float, sharing: int
+) -> Row:
     """The record of an epoch of replica `i`.
 
     Args:
         run: the run.
         epoch: counted from 1.
-        totals: the replica's.
-        figures: of all replicas on the validation split.
+        trained: what the replica's steps add up to.
+        validation: of all replicas on the validation split.
         i: the replica.
         seconds: that the epoch took.
         sharing: how many replicas trained in that time.
@@ -92,14 +93,14 @@ def epoch_row(run: Run, epoch: int, totals: Totals, figures: Figures, i: int, se
     return {
         "epoch": epoch,
         "step": epoch * steps,
-        "train_loss": float(totals.loss) / steps,
-        "train_accuracy": int(totals.correct) / images,
-        "val_loss": float(figures.losses[i]),
-        "val_accuracy": float(figures.accuracies[i]),
+        "train_loss": float(trained.loss) / steps,
+        "train_accuracy": int(trained.correct) / images,
+        "val_loss": float(validation.losses[i]),
+        "val_accuracy": float(validation.accuracies[i]),
         "selection_split": run.dataset.selection_split,
         "val_images": len(run.dataset.validation.labels),
         "learning_rate": float(run.learning_rate(jnp.int32(epoch * steps - 1))),
-        "grad_norm": float(totals.grad_norm) / steps,
+        "grad_norm": float(trained.grad_norm) / steps,
         "images_per_second": sharing * run.images_per_epoch / seconds,
         "seconds": seconds,
         "time": time.time(),
@@ -107,7 +108,7 @@ def epoch_row(run: Run, epoch: int, totals: Totals, figures: Figures, i: int, se
 
 
 def model_card(run: Run, seed: int, row: Row) -> dict[str, Any]:
-    """What someone who finds only a `best` checkpoint needs to know."""
+    """A model card: what someone who finds only a `best` checkpoint needs to know."""
     return {
         "dataset": run.dataset.name,
         "class_names": list(run.dataset.class_names),
@@ -119,8 +120,10 @@ def model_card(run: Run, seed: int, row: Row) -> dict[str, Any]:
     }
 
 
-def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]], figures: Figures) -> dict[str, Any]:
-    """The result of a finished run (`summary.json`), from the cards of its best networks and their test figures.
+def summary_of(
+    run: Run, histories: Sequence[Sequence[Row]], cards: list[dict[str, Any]], test: EvalMetrics
+) -> dict[str, Any]:
+    """The result of a finished run (`summary.json`), from the cards of its best networks and their test metrics.
 
     A run of several seeds has means and an ensemble, and its `seeds` the figures of each.
     """
@@ -136,10 +139,10 @@ def summary_of(run: Run, histories: list[list[Row]], cards: list[dict[str, Any]]
             "test_loss": float(loss),
         }
         for seed, history, card, accuracy, loss in zip(
-            run.seeds, histories, cards, figures.accuracies, figures.losses, strict=True
+            run.seeds, histories, cards, test.accuracies, test.losses, strict=True
         )
     ]
-    together = {"ensemble": {"test_accuracy": figures.ensemble_accuracy}, "seeds": results}
+    together = {"ensemble": {"test_accuracy": test.ensemble_accuracy}, "seeds": results}
     seconds = sum(row["seconds"] for row in max(histories, key=len))
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets")
     return {

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,29 +10,31 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt32
 
-from mnist_flax.config import Config
+from mnist_flax.config import ResolvedConfig
 from mnist_flax.data import Dataset, Examples
 from mnist_flax.ops import Choice
 from mnist_flax.optim import Schedule, one_cycle
-from mnist_flax.step import StepOptions, Totals, TrainState
-from mnist_flax.training.mesh import BY_REPLICA, RUN_ONCE, place, to_host
+from mnist_flax.state import TrainMetrics, TrainState
+from mnist_flax.step import StepOptions
+from mnist_flax.training.mesh import BY_REPLICA, FAST_COMPILE, place
 from mnist_flax.training.programs import (
     EVALUATION_BATCH,
     EvaluationProgram,
     TrainingProgram,
     create_states,
+    evaluation_program,
     step_options,
-    zero_totals,
+    training_program,
+    zero_metrics,
 )
 from mnist_flax.training.selection import Row
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is fixed when a run starts.
+    """A run as it is fixed when it starts.
 
     Attributes:
-        config: complete, see `presets.completed`.
         validation: the validation split on the mesh, as `evaluation` takes it.
         learning_rate: its schedule.
         kernels: what computes its convolutions and BatchNorm.
@@ -40,7 +42,7 @@ class Run:
         teachers: variables of the networks whose answers it trains towards, with a leading axis; None: the labels.
     """
 
-    config: Config
+    config: ResolvedConfig
     dataset: Dataset
     mesh: Mesh
     options: StepOptions
@@ -59,7 +61,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Of the data, and of the teachers if there are any: what a resumed run must find as it was."""
+        """SHA-256 of the data, and of the teachers if there are any; it must match when the run is resumed."""
         if self.teachers is None:
             return self.dataset.digest
         leaves = [leaf.tobytes() for leaf in jax.tree.leaves(self.teachers)]
@@ -67,14 +69,13 @@ class Run:
 
     @property
     def computed_by(self) -> str:
-        """What its bits depend on beside its options and `digest`: devices, kernels, version of JAX."""
+        """Devices, kernels and version of JAX: what its bits depend on, besides its options and `digest`."""
         kind = self.mesh.devices.flat[0].device_kind
         return f"{self.mesh.size} x {kind}, {self.kernels.name} kernels and JAX {jax.__version__}"
 
     @property
     def epochs(self) -> int:
         """The most epochs it trains for."""
-        assert self.config.epochs is not None
         return self.config.epochs
 
     @property
@@ -94,28 +95,25 @@ class Run:
 
 
 class Progress(NamedTuple):
-    """What changes while a run trains: all that it needs to go on from where it is.
+    """The progress of a run: all that changes while it trains, and that it needs to go on.
 
     Attributes:
         state: of all replicas.
-        totals: of the current epoch.
-        histories: a row for each finished epoch of each replica.
-        epoch_seconds: that the current epoch has taken.
+        metrics: of the current epoch so far, of each replica.
+        histories: of each replica a row for every finished epoch.
+        epoch_seconds: what the current epoch has taken so far.
+        step: steps that the replica which has gone furthest has taken. Those that still train are all at this step.
     """
 
     state: TrainState
-    totals: Totals
-    histories: list[list[Row]]
-    epoch_seconds: float
-
-    @property
-    def step(self) -> int:
-        """Steps that the replica which has gone furthest has taken."""
-        return int(to_host(self.state.step).max())
+    metrics: TrainMetrics
+    histories: Sequence[Sequence[Row]]
+    epoch_seconds: float = 0.0
+    step: int = 0
 
 
 def prepare(
-    config: Config,
+    config: ResolvedConfig,
     dataset: Dataset,
     mesh: Mesh,
     kernels: Choice,
@@ -123,21 +121,20 @@ def prepare(
     teachers: dict[str, Any] | None = None,
 ) -> Run:
     """A run on a mesh, its data placed and its programs ready to be compiled."""
-    steps_per_epoch = -(-len(dataset.train.labels) // config.batch_size)
-    total_steps = (config.epochs or 0) * steps_per_epoch
+    total_steps = config.epochs * -(-len(dataset.train.labels) // config.batch_size)
     options = step_options(config, dataset.normalization, total_steps)
     num_classes = len(dataset.class_names)
-    at_a_time = max(len(dataset.validation.labels), EVALUATION_BATCH)  # of the test set too: one program for both
-    evaluation = EvaluationProgram(mesh, dataset.normalization, kernels.name, num_classes, at_a_time)
+    part_size = max(len(dataset.validation.labels), EVALUATION_BATCH)  # of the test set too: one program for both
+    evaluation = evaluation_program(mesh, dataset.normalization, kernels.name, num_classes, part_size)
     return Run(
         config=config,
         dataset=dataset,
         mesh=mesh,
         options=options,
-        training=TrainingProgram(mesh, options, dataset.train, kernels.name, num_classes, teachers),
+        training=training_program(mesh, options, dataset.train, kernels.name, num_classes, teachers),
         evaluation=evaluation,
         validation=evaluation.batches(dataset.validation),
-        learning_rate=jax.jit(one_cycle(total_steps, config.max_lr)[0], compiler_options=RUN_ONCE),
+        learning_rate=jax.jit(one_cycle(total_steps, config.max_lr)[0], compiler_options=FAST_COMPILE),
         kernels=kernels,
         initial=initial,
         teachers=teachers,
@@ -148,15 +145,15 @@ def start(run: Run) -> Progress:
     """The progress of a run before its first step, from random weights."""
     num_classes = len(run.dataset.class_names)
     state = create_states(run.seeds, run.mesh, run.config, run.options.total_steps, run.kernels.name, num_classes)
-    return Progress(state, zero_totals(run.config.num_seeds, run.mesh), [[] for _ in run.seeds], 0.0)
+    return Progress(state, zero_metrics(run.config.num_seeds, run.mesh), [()] * len(run.seeds))
 
 
 def from_trained(run: Run, progress: Progress, variables: dict[str, Any]) -> Progress:
-    """The same, but every replica has these variables."""
+    """The progress with these variables in every replica's state."""
     each = jax.tree.map(lambda x: np.repeat(x[None], len(run.seeds), axis=0), variables)
     return progress._replace(state=progress.state.replace(**place(each, run.mesh, BY_REPLICA)))
 
 
-def of_replica(tree: Any, i: int) -> Any:
-    """What belongs to replica `i` of a tree whose arrays have a leading axis of replicas."""
+def take_replica(tree: Any, i: int) -> Any:
+    """Replica `i` of a tree whose arrays have a leading axis of replicas."""
     return jax.tree.map(lambda x: x[i], tree)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mnist_flax.config import CARRYING_OUT, Config, flag, located
+from mnist_flax.config import EXECUTION_OPTIONS, Config, flag, located
 from mnist_flax.errors import UserError
 from mnist_flax.files import read_json, unused, write_json
 from mnist_flax.training import checkpoint_files, contents
@@ -96,7 +96,7 @@ def _earlier(config: Config, stored: Recorded) -> Recorded:
 
 
 @contextmanager
-def claimed(config: Config) -> Iterator[None]:
+def lock(config: Config) -> Iterator[None]:
     """Lock the run directory for this process, and make it that of `config`, or check that it is.
 
     The system releases the lock however the process ends.
@@ -137,7 +137,7 @@ def refuse_changes(stored: dict[str, Any], config: Config) -> None:
     current = config.to_json()
     if isinstance(stored.get("dataset"), str):
         stored = {**stored, "dataset": located(stored["dataset"])}  # earlier versions kept a relative path
-    names = sorted((set(stored) | set(current)) - CARRYING_OUT)
+    names = sorted((set(stored) | set(current)) - EXECUTION_OPTIONS)
     changed = [
         f"{flag(name)} {_change(name, stored, current)}" for name in names if stored.get(name) != current.get(name)
     ]
@@ -153,7 +153,7 @@ def refuse_changes(stored: dict[str, Any], config: Config) -> None:
 
 
 def _change(name: str, stored: dict[str, Any], current: dict[str, Any]) -> str:
-    """What became of an option. One that a version does not have cannot be given to it, so it has no value there."""
+    """How an option's value changed. A version that does not have the option has no value for it."""
     was, now = json.dumps(stored.get(name)), json.dumps(current.get(name))
     if name not in current:
         return f"was {was}, which this version does not have"

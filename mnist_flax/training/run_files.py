@@ -14,15 +14,15 @@ from jaxtyping import UInt8
 
 from mnist_flax.errors import UserError
 from mnist_flax.files import write_json
-from mnist_flax.step import Totals
-from mnist_flax.training.checkpoint import Checkpoints, resumable
-from mnist_flax.training.checkpoint_reading import explained, none_left
+from mnist_flax.state import TrainMetrics
+from mnist_flax.training.checkpoint import Checkpoints, none_left, resumable
+from mnist_flax.training.checkpoint_files import explained
 from mnist_flax.training.contents import HISTORY, SUMMARY, Recorded, directories_of, directories_of_checkpoints
-from mnist_flax.training.coordination import in_thread
 from mnist_flax.training.mesh import to_host
 from mnist_flax.training.records import write_history
-from mnist_flax.training.run import Progress, Run, of_replica
+from mnist_flax.training.run import Progress, Run, take_replica
 from mnist_flax.training.selection import Row, best_epoch
+from mnist_flax.training.signals import in_thread
 from mnist_flax.training.tensorboard import TensorBoard
 
 
@@ -32,9 +32,9 @@ class RunFiles(AbstractContextManager[Any]):
     A run of several seeds keeps each seed's files in a directory of its own. All processes of a job write checkpoints;
     the main process alone writes the rest.
 
-    What an epoch leaves is written in a thread while the next one is trained: to write a checkpoint takes 0.06 s, and
-    20 seeds have 21 of them after 3 s of training on an H100. What comes next waits for that thread, and raises what
-    went wrong in it. A job of several processes has no thread: they exchange messages in one order.
+    What an epoch leaves is written in a thread while the next one is trained: a checkpoint takes 0.06 s to write, and a
+    run of 20 seeds writes 21 after 3 s of training on an H100. What comes next waits for it and raises its error. A job
+    of several processes has no thread: they exchange messages in one order.
     """
 
     def __init__(self, run: Run) -> None:
@@ -56,19 +56,19 @@ class RunFiles(AbstractContextManager[Any]):
         Raises:
             UserError: the run's networks or images are not what they were, or to start anew would cost it what it has.
         """
-        restored = self.last.restore(like={"state": resumable(progress.state), "totals": progress.totals})
+        restored = self.last.restore(like={"state": resumable(progress.state), "totals": progress.metrics})
         if restored is not None:
-            arrays, metadata = restored
-            # What runs of earlier versions do not have counts as the same.
+            arrays, metadata = restored  # what runs of earlier versions do not have counts as the same
             _compare(self.workdir, {**self.origin, **metadata}, self.origin)
-            so_far = metadata["histories"], metadata["epoch_seconds"]
-            progress = Progress(progress.state.replace(**arrays["state"]), Totals(*arrays["totals"]), *so_far)
+            state = progress.state.replace(**arrays["state"])
+            so_far = tuple(map(tuple, metadata["histories"])), metadata["epoch_seconds"], int(to_host(state.step).max())
+            progress = Progress(state, TrainMetrics(*arrays["totals"]), *so_far)
         else:
             _require_nothing_lost(self.last, self.directories, self.best)
-        _go_on_from(progress, self.last, self.best)
+        progress = _go_on_from(progress, self.last, self.best)
         return progress if restored is not None else None
 
-    def open_records(self, histories: list[list[Row]], augmented: UInt8[np.ndarray, "n h w"]) -> None:
+    def open_records(self, histories: Sequence[Sequence[Row]], augmented: UInt8[np.ndarray, "n h w"]) -> None:
         """Start the records anew from the histories: the last epoch's may be missing; with images as augmented."""
         if self.is_main:
             with _recording(self.workdir):
@@ -90,7 +90,7 @@ class RunFiles(AbstractContextManager[Any]):
     def _write_epoch(self, progress: Progress, cards: Mapping[int, dict[str, Any]], finished: Sequence[int]) -> None:
         variables = to_host(progress.state.variables)
         for i, card in cards.items():
-            self.best[i].save(card["step"], of_replica(variables, i), card)
+            self.best[i].save(card["step"], take_replica(variables, i), card)
         self._write_last(progress)
         if self.is_main:
             with _recording(self.workdir):
@@ -105,7 +105,7 @@ class RunFiles(AbstractContextManager[Any]):
             self._write_last(progress)
 
     def _write_last(self, progress: Progress) -> None:
-        state = {"state": resumable(progress.state), "totals": progress.totals}
+        state = {"state": resumable(progress.state), "totals": progress.metrics}
         so_far = {"histories": progress.histories, "epoch_seconds": progress.epoch_seconds}
         self.last.save(progress.step, state, {**so_far, **self.origin})
 
@@ -116,7 +116,7 @@ class RunFiles(AbstractContextManager[Any]):
             UserError: a checkpoint is not there any more.
         """
         self._writing.result()
-        like = of_replica(to_host(progress.state.variables), 0)
+        like = take_replica(to_host(progress.state.variables), 0)
         variables, cards = [], []
         for best in self.best:
             restored = best.restore(like=like)
@@ -152,7 +152,7 @@ def _recording(workdir: Path) -> AbstractContextManager[None]:
     return explained(f"cannot write to {workdir}")
 
 
-def _write_histories(directories: Sequence[Path], histories: Sequence[list[Row]]) -> None:
+def _write_histories(directories: Sequence[Path], histories: Sequence[Sequence[Row]]) -> None:
     for directory, history in zip(directories, histories, strict=True):
         if history:
             write_history(directory, history)
@@ -193,36 +193,39 @@ def _compare(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         )
 
 
-def _go_on_from(progress: Progress, last: Checkpoints, bests: Sequence[Checkpoints]) -> None:
+def _go_on_from(progress: Progress, last: Checkpoints, bests: Sequence[Checkpoints]) -> Progress:
     """Make room for the checkpoints that are to come: a run killed between its saves repeats its newest `best`'s epoch.
 
     Raises:
         UserError: a network is lost, or what this run did not write is in the way.
     """
+    histories = []
     for best, history in zip(bests, progress.histories, strict=True):
         best.discard_after(progress.step)
-        _mark_lost(history, best)
+        histories.append(_mark_lost(history, best))
     last.discard_after(progress.step)
+    return progress._replace(histories=tuple(histories))
 
 
 def _on_host(progress: Progress) -> Progress:
-    """A copy that stays as it is: training takes the memory of the state for the next, and histories grow."""
-    state, totals = to_host((progress.state, progress.totals))
-    return progress._replace(state=state, totals=totals, histories=[list(rows) for rows in progress.histories])
+    """A copy that stays as it is: training takes the memory of the state for the next."""
+    state, metrics = to_host((progress.state, progress.metrics))
+    return progress._replace(state=state, metrics=metrics)
 
 
-def _mark_lost(history: list[Row], best: Checkpoints) -> None:
-    """Mark the epochs after the newest sound `best` checkpoint, if that is not the best epoch's: theirs is lost.
+def _mark_lost(history: Sequence[Row], best: Checkpoints) -> Sequence[Row]:
+    """The history with the epochs marked whose checkpoints are lost.
+
+    Those are the epochs after the newest sound `best` checkpoint, if that is not the best epoch's.
 
     Raises:
         UserError: there is no sound checkpoint left.
     """
     if not history:
-        return
+        return history
     kept = best.latest_step()
     if kept is None:
         raise none_left(best.directory)
-    if history[best_epoch(history) - 1]["step"] != kept:
-        for row in history:
-            if row["step"] > kept:
-                row["checkpoint_lost"] = True
+    if history[best_epoch(history) - 1]["step"] == kept:
+        return history
+    return tuple({**row, "checkpoint_lost": True} if row["step"] > kept else row for row in history)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from mnist_flax.config import Config
+from mnist_flax.config import ResolvedConfig
 
 Row = dict[str, Any]  # the record of one epoch, a line of metrics.jsonl
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]  # the record of one epoch, a line of metrics.jsonl
 FEWEST = 100
 
 
-def best_epoch(history: list[Row]) -> int:
+def best_epoch(history: Sequence[Row]) -> int:
     """The last epoch whose validation accuracy is within one standard error of the highest, counted from 1.
 
     The highest of many is the luckiest, and as the learning rate falls a later epoch is better than an earlier one of
@@ -29,12 +29,12 @@ def best_epoch(history: list[Row]) -> int:
     return _best(history, range(len(history)))
 
 
-def best_kept_epoch(history: list[Row]) -> int:
+def best_kept_epoch(history: Sequence[Row]) -> int:
     """The same among the epochs whose checkpoints are not lost; `RunFiles.restore` marks those that are."""
     return _best(history, [i for i, row in enumerate(history) if not row.get("checkpoint_lost")] or [0])
 
 
-def _best(history: list[Row], epochs: Sequence[int]) -> int:
+def _best(history: Sequence[Row], epochs: Sequence[int]) -> int:
     num_images = history[-1].get("val_images")
     if num_images is None or history[-1]["selection_split"] == "test":  # rows of earlier versions have no number
         return 1 + _highest(history, epochs)
@@ -45,25 +45,25 @@ def _best(history: list[Row], epochs: Sequence[int]) -> int:
     return 1 + max(i for i in epochs if history[i]["val_accuracy"] >= highest - error)
 
 
-def _highest(history: list[Row], epochs: Sequence[int]) -> int:
+def _highest(history: Sequence[Row], epochs: Sequence[int]) -> int:
     """The first epoch, counted from 0, with the highest validation accuracy."""
     return max(epochs, key=lambda i: (history[i]["val_accuracy"], -i))
 
 
-def stop_reason(history: list[Row], config: Config) -> str | None:
+def stop_reason(history: Sequence[Row], config: ResolvedConfig) -> str | None:
     """Why training is over after the epochs of `history`, or None if it is not."""
     if not history:
         return None
     if config.target_accuracy is not None and history[-1]["val_accuracy"] >= config.target_accuracy:
         return f"validation accuracy reached the target of {config.target_accuracy:.2%}"
-    if len(history) >= (config.epochs or 0):
+    if len(history) >= config.epochs:
         return "all epochs done"
     if config.patience and len(history) - 1 - _highest(history, range(len(history))) >= config.patience:
         return f"no better validation accuracy for {config.patience} epochs"
     return None
 
 
-def still_training(histories: list[list[Row]], config: Config) -> Bool[np.ndarray, " replicas"]:
+def still_training(histories: Sequence[Sequence[Row]], config: ResolvedConfig) -> Bool[np.ndarray, " replicas"]:
     """Which replicas have not come to their end."""
     return np.array([stop_reason(history, config) is None for history in histories])
 

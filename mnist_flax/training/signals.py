@@ -1,11 +1,12 @@
 """How a run answers SIGTERM and Ctrl-C, whatever it is doing."""
 
+import concurrent.futures
 import functools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from mnist_flax.errors import StoppedError
 ANSWERED = (signal.SIGINT, signal.SIGTERM)
 # How long a process goes on after a signal, in which temporary files are removed. XLA compiles for longer.
 GRACE = 1.5
+# How much longer a process of a job may take: until the others know why it ends.
+LEAVE_SECONDS = 5
 
 
 class Interruption:
@@ -127,6 +130,29 @@ def _end_late(number: int, interruption: Interruption, grace: float) -> None:
     time.sleep(grace)
     if not interruption.noted:  # as it is if the training loop began before Python's handler was called
         end(str(StoppedError(number)), 128 + number)
+
+
+def in_thread(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+    """Make a call in a thread that does not keep the process alive, unlike those of an executor."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def make() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    return future
+
+
+def wait(call: Callable[[], Any], seconds: float | None = None) -> Any:
+    """Make a blocking call in a thread, so that this process can answer signals meanwhile.
+
+    Raises:
+        TimeoutError: the call took more than `seconds`.
+    """
+    return in_thread(call).result(seconds)
 
 
 def end(reason: str, status: int) -> NoReturn:

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class _Events:
 class TensorBoard:
     """TensorBoard events of one run. Opening it replaces the events of an interrupted run by those of its history."""
 
-    def __init__(self, directory: Path, history: list[Row]) -> None:
+    def __init__(self, directory: Path, history: Sequence[Row]) -> None:
         self._results = directory / "hparams"
         for events in (*events_in(directory), *events_in(self._results)):
             events.unlink()

@@ -18,7 +18,7 @@ from mnist_flax.inference.evaluation import measure
 from mnist_flax.reading import folder
 from mnist_flax.training import contents
 from mnist_flax.training.devices import usual_modes
-from mnist_flax.training.mesh import RUN_ONCE
+from mnist_flax.training.mesh import FAST_COMPILE
 from mnist_flax.training.programs import augmentation_of
 from mnist_flax.views import charts, html, plots, runs, sections
 from mnist_flax.views.html import Html, element
@@ -101,6 +101,6 @@ def _section(title: str, content: Html) -> Html:
 
 def _augmented(images: UInt8[np.ndarray, "n 28 28"], config: Config) -> UInt8[np.ndarray, "n copies 28 28"]:
     """Images as a run augments them at its start, eight times each."""
-    warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
+    warp = jax.jit(augment, static_argnums=2, compiler_options=FAST_COMPILE)
     copies = warp(jax.random.key(0), np.repeat(images, _SAMPLES, axis=0), augmentation_of(config))
     return np.asarray(copies).round().astype(np.uint8).reshape(len(images), _SAMPLES, *images.shape[1:])

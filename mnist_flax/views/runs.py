@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnist_flax.config import CARRYING_OUT, Config, flag
+from mnist_flax.config import EXECUTION_OPTIONS, Config, flag
 from mnist_flax.inference.metrics import accuracy_interval
 from mnist_flax.presets import defaults
 from mnist_flax.training.contents import CONFIG, Recorded, read_recorded, seed_directories
@@ -113,7 +113,7 @@ def arguments(config: Config) -> list[str]:
     The inverse of the command's `parse`.
     """
     current, preset = config.to_json(), defaults(config.preset, config.dataset, config.initial_weights).to_json()
-    names = [name for name in current if name not in CARRYING_OUT and current[name] != preset[name]]
+    names = [name for name in current if name not in EXECUTION_OPTIONS and current[name] != preset[name]]
     if config.preset != "default":
         names.insert(0, "preset")
     return [part for name in names for part in (flag(name), str(current[name]))]

@@ -31,10 +31,9 @@ from mnist_flax.files import SIGN
 from mnist_flax.inference import classifier, weights
 from mnist_flax.model import MNISTNet
 from mnist_flax.ops import Choice
-from mnist_flax.state import Totals, TrainState
+from mnist_flax.state import EvalMetrics, TrainMetrics, TrainState
 from mnist_flax.training import contents
 from mnist_flax.training.mesh import to_host
-from mnist_flax.training.programs import Figures
 from mnist_flax.training.records import model_card, summary_of
 from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.run_files import RunFiles
@@ -56,31 +55,33 @@ def _dataset() -> Dataset:
     return hold_out("digits", tuple(map(str, range(10))), examples, examples, 4)
 
 
-def carry_out(run: Run, interruption: Any) -> dict[str, Any]:
-    """What `loop.carry_out` writes, without training: each epoch adds one to the state."""
+def fit(run: Run, interruption: Any) -> dict[str, Any]:
+    """What `loop.fit` writes, without training: each epoch adds one to the state."""
     replicas = len(run.seeds)
     with RunFiles(run) as files:
         variables = jax.tree.map(lambda x: np.stack([x] * replicas), classifier.load().variables)
         keys = jax.random.split(jax.random.key(0), replicas)
         step, tx = np.zeros(replicas, np.int32), optax.identity()
         states = TrainState(step, **variables, opt_state=(), key=keys, apply_fn=MNISTNet().apply, tx=tx)
-        totals = jax.tree.map(lambda x: np.stack([x] * replicas), to_host(Totals.zero()))
-        progress = Progress(states, totals, [[] for _ in range(replicas)], 0.0)
+        totals = jax.tree.map(lambda x: np.stack([x] * replicas), to_host(TrainMetrics.zero()))
+        progress = Progress(states, totals, [()] * replicas)
         progress = files.restore(progress) or progress
         files.open_records(progress.histories, np.zeros((64, 28, 28), np.uint8))
         while (epoch := len(progress.histories[0]) + 1) <= run.epochs:
             if interruption.signal is not None and epoch > interruption.signal:
                 raise SystemExit(143)
-            progress = progress._replace(state=progress.state.replace(step=np.full(replicas, epoch, np.int32)))
             numbers = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "learning_rate", "grad_norm"), 0.5)
             numbers |= {"val_accuracy": epoch / 10, "images_per_second": 1.0, "seconds": 1.0, "time": time.time()}
             row = {"epoch": epoch, "step": epoch, "val_images": 4, "selection_split": "validation", **numbers}
-            for history in progress.histories:
-                history.append(row)
+            state = progress.state.replace(step=np.full(replicas, epoch, np.int32))
+            histories = [(*history, row) for history in progress.histories]
+            progress = progress._replace(state=state, histories=histories, step=epoch)
             cards = {i: model_card(run, int(seed), row) for i, seed in enumerate(run.seeds)}
             files.save_epoch(progress, cards, range(replicas))
         _, cards = files.restore_best(progress)
-        half: Any = mock.Mock(spec=Figures, accuracies=[0.5] * replicas, losses=[0.5] * replicas, ensemble_accuracy=0.5)
+        half: Any = mock.Mock(
+            spec=EvalMetrics, accuracies=[0.5] * replicas, losses=[0.5] * replicas, ensemble_accuracy=0.5
+        )
         summary = summary_of(run, progress.histories, cards, half)
         files.write_summary(summary, run.config.to_json())
     return summary
@@ -109,7 +110,7 @@ def stand_ins() -> Iterator[None]:
         for name, value in {
             "mnist_flax.train._load": lambda config: _dataset(),
             "mnist_flax.train._kernels": lambda *_: Choice("xla", ""),
-            "mnist_flax.training.loop.carry_out": carry_out,
+            "mnist_flax.training.loop.fit": fit,
             "mnist_flax.training.run.prepare": _prepare,
             "mnist_flax.inference.calibration._calibrated": lambda network, *_: classifier.Classifier(
                 network.variables, {**network.card, "temperature": 0.5}

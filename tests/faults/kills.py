@@ -79,7 +79,7 @@ def tell_moments() -> None:
     tell(run_files.TensorBoard, "add_epoch", lambda *_: "records")
     tell(loop, "test_best", lambda *_: "final test")
     tell(calibration, "calibrate_run", lambda *_: "calibration")
-    tell(loop, "train_epoch", lambda *_: "steps")
+    tell(loop, "to_host", lambda *_: "steps")  # which waits for them
     tell(command, "_load", lambda *_: "loading")
     tell(TrainingProgram, "compile", lambda *_: "compilation")
     tell(command, "_report", lambda *_: "report")
@@ -125,18 +125,17 @@ def records(workdir: Path) -> dict[str, Any]:
 
     from mnist_flax.config import Config
     from mnist_flax.inference.weights import load_run
-    from mnist_flax.step import Totals
-    from mnist_flax.training.checkpoint import resumable
-    from mnist_flax.training.checkpoint_reading import find, read
-    from mnist_flax.training.mesh import RUN_ONCE
+    from mnist_flax.step import TrainMetrics
+    from mnist_flax.training.checkpoint import find, read, resumable
+    from mnist_flax.training.mesh import FAST_COMPILE
     from mnist_flax.training.programs import create_state
     from mnist_flax.training.records import read_history
 
     variables, card, reference = load_run(workdir)
     config = Config.from_json(json.loads((workdir / "config.json").read_text()))
     create = functools.partial(create_state, config=config, total_steps=1)
-    state = jax.jit(create, compiler_options=RUN_ONCE)(np.uint32(config.seed))
-    like = jax.tree.map(lambda x: x[None], {"state": resumable(state), "totals": Totals.zero()})
+    state = jax.jit(create, compiler_options=FAST_COMPILE)(np.uint32(config.seed))
+    like = jax.tree.map(lambda x: x[None], {"state": resumable(state), "totals": TrainMetrics.zero()})
     last, _ = read(find(workdir / "last"), like)
     last["state"]["key"] = jax.random.key_data(last["state"]["key"])
     rows = read_history(workdir)
@@ -153,7 +152,7 @@ def records(workdir: Path) -> dict[str, Any]:
 
 def latest_step(workdir: Path) -> int:
     """The step a killed run will go on from."""
-    from mnist_flax.training.sums import SUMS
+    from mnist_flax.training.checkpoint_files import SUMS
 
     return max(
         (int(path.parent.name) for path in workdir.glob(f"last/*[0-9]/{SUMS}") if path.parent.name.isdecimal()),

@@ -13,7 +13,7 @@ from mnist_flax.inference import weights
 from mnist_flax.inference.card import MAXIMA
 from mnist_flax.inference.classifier import PRETRAINED
 from mnist_flax.training.checkpoint import Checkpoints
-from mnist_flax.training.sums import SUMS, checksums
+from mnist_flax.training.checkpoint_files import SUMS, checksums
 
 ACCURACIES = {5: {21: 0.7, 42: 0.9}, 6: {21: 0.95, 42: 0.8}}  # of two seeds after two epochs
 BEST = {5: 42, 6: 21}

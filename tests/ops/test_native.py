@@ -230,11 +230,11 @@ import hashlib, jax, numpy as np
 from mnist_flax import data, ops
 from mnist_flax.config import Config
 from mnist_flax.training.mesh import make_mesh
-from mnist_flax.training.programs import TrainingProgram, create_states, step_options, zero_totals
+from mnist_flax.training.programs import training_program, create_states, step_options, zero_metrics
 dataset, config, mesh = data.load("digits", None, 119), Config(), make_mesh(64)
 chosen = ops.choose("native", "cpu").name
-training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train, chosen)
-state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100, chosen), zero_totals(1, mesh)
+training = training_program(mesh, step_options(config, dataset.normalization, 100), dataset.train, chosen)
+state, totals = create_states(np.zeros(1, np.uint32), mesh, config, 100, chosen), zero_metrics(1, mesh)
 state, totals = training(state, totals, training.plan(state), np.array([5], np.int32))
 leaves = jax.tree.leaves((state.variables, totals))
 print(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest())

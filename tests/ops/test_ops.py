@@ -10,7 +10,7 @@ from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from mnist_flax import ops
-from mnist_flax.training.mesh import RUN_ONCE
+from mnist_flax.training.mesh import FAST_COMPILE
 
 # Every convolution of the network (side, c_in, c_out, padding, kernel), and odd sizes that a CPU's form must decline.
 CONVOLUTIONS = [
@@ -42,7 +42,7 @@ def values_and_gradients(function, arguments, cotangent):
         values, vjp = jax.vjp(function, *arguments)
         return values, *vjp(cotangent)
 
-    return jax.jit(both, compiler_options=RUN_ONCE)(arguments, cotangent)
+    return jax.jit(both, compiler_options=FAST_COMPILE)(arguments, cotangent)
 
 
 def close(ours, theirs, tolerance):
@@ -64,7 +64,7 @@ def test_convolution(side, c_in, c_out, padding, size):
 
 def test_sums_of_the_convolution():
     x, kernel = normal(0, 3, 9, 9, 4), normal(1, 3, 3, 4, 5)
-    y, sums = jax.jit(lambda *a: ops.convolve(*a, 0), compiler_options=RUN_ONCE)(x, kernel)
+    y, sums = jax.jit(lambda *a: ops.convolve(*a, 0), compiler_options=FAST_COMPILE)(x, kernel)
     np.testing.assert_allclose(sums, np.stack([y.sum((0, 1, 2)), (y * y).sum((0, 1, 2))]), rtol=1e-4)
 
 
@@ -96,9 +96,9 @@ def test_interpolation():
     images = rng.integers(0, 256, (50, 28, 28), np.uint8)
     rows, columns = rng.uniform(-10, 38, (2, 50, 28, 28)).astype(np.float32)
     textbook = jax.vmap(lambda image, *at: map_coordinates(image, at, order=1, mode="constant"))
-    expected = jax.jit(textbook, compiler_options=RUN_ONCE)(images.astype(np.float32), rows, columns)
+    expected = jax.jit(textbook, compiler_options=FAST_COMPILE)(images.astype(np.float32), rows, columns)
     assert (expected > 0).mean() > 0.2
-    ours = jax.jit(ops.interpolate, compiler_options=RUN_ONCE)(images, rows, columns)
+    ours = jax.jit(ops.interpolate, compiler_options=FAST_COMPILE)(images, rows, columns)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3)
 
 

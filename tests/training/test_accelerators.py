@@ -18,7 +18,7 @@ from mnist_flax.data import Examples, Normalization
 from mnist_flax.optim import make_optimizer
 from mnist_flax.training import programs
 from mnist_flax.training.mesh import BY_REPLICA, make_mesh, place, resources, to_host
-from mnist_flax.training.programs import EvaluationProgram, TrainingProgram, create_states, step_options, zero_totals
+from mnist_flax.training.programs import create_states, evaluation_program, step_options, training_program, zero_metrics
 
 NORMALIZATION, STEPS = Normalization(0.1307, 0.3081), 3
 CONFIG = Config(batch_size=32, optimizer="adam")
@@ -30,7 +30,7 @@ EXAMPLES = Examples(rng.randint(0, 256, (96, 28, 28)).astype(np.uint8), rng.rand
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_lowers(program, platform, monkeypatch):
     """For both platforms, replicas side by side, without either compiler."""
-    monkeypatch.setattr(programs, "in_turns", lambda mesh: False)
+    monkeypatch.setattr(programs, "sequential", lambda mesh: False)
     traced = trace(program, mesh_for(jax.devices()[:4], 2), dataclasses.replace(CONFIG, batch_size=64), 4)
     text = str(traced.lower(lowering_platforms=(platform,)).as_text())
     along_rows = "dim_numbers = [b, 0, f]x[0, i, o]->[b, 0, f]"
@@ -49,7 +49,7 @@ def test_what_accelerators_compute_is_what_a_cpu_computes(kind, by_a_cpu, monkey
     In float64, but for the warp: its last bits differ by 1e-7 of the range, and Muon and Adam magnify that some
     fivefold a step. After three steps weights, statistics, losses and gradient norms agree to 1e-4.
     """
-    monkeypatch.setattr(programs, "in_turns", lambda mesh: False)
+    monkeypatch.setattr(programs, "sequential", lambda mesh: False)
     monkeypatch.setattr(programs, "CPU_CHUNK", STEPS)
     monkeypatch.setattr(
         "jax.lax.platform_dependent",
@@ -64,13 +64,13 @@ def trained():
     config = dataclasses.replace(CONFIG, optimizer="muon")  # which moves all but the kernels by Adam
     with jax.enable_x64(True):
         mesh = make_mesh(config.batch_size, 1, 2)
-        training = TrainingProgram(mesh, step_options(config, NORMALIZATION, 12), EXAMPLES)
+        training = training_program(mesh, step_options(config, NORMALIZATION, 12), EXAMPLES)
         state = to_float64(create_states(np.arange(2, dtype=np.uint32), mesh, config, 12))
         state = state.replace(tx=make_optimizer(config.optimizer, 12, 0.01, clip_norm=1.0))
-        totals, plan = to_float64(zero_totals(2, mesh)), training.plan(state)
+        totals, plan = to_float64(zero_metrics(2, mesh)), training.plan(state)
         state, totals = training(state, totals, plan, np.int32([STEPS, STEPS]))
         variables = to_host(state.variables)
-    evaluation = EvaluationProgram(mesh, NORMALIZATION)
+    evaluation = evaluation_program(mesh, NORMALIZATION)
     single = jax.tree.map(lambda x: np.float32(x), variables)
     figures = evaluation(place(single, mesh, BY_REPLICA), evaluation.batches(EXAMPLES))
     # The bias before a BatchNorm has a gradient of pure rounding noise, which Adam normalises.

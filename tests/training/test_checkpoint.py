@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnist_flax.errors import UserError
-from mnist_flax.training.checkpoint import Checkpoints
-from mnist_flax.training.checkpoint_files import DELETED, delete
-from mnist_flax.training.checkpoint_reading import find, read, read_metadata
-from mnist_flax.training.sums import SUMS, checksums
+from mnist_flax.training.checkpoint import Checkpoints, find, read, read_metadata
+from mnist_flax.training.checkpoint_files import DELETED, SUMS, checksums, delete
 
 STATE = {"weights": np.arange(5000, dtype=np.float32), "key": jax.random.key(1)}
 

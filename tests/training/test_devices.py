@@ -16,7 +16,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.inference.formats import FORMATS, export
 from mnist_flax.summary import layers
 from mnist_flax.training.devices import usual_modes
-from mnist_flax.training.mesh import RUN_ONCE
+from mnist_flax.training.mesh import FAST_COMPILE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
 MODES = {
@@ -33,7 +33,7 @@ MODES = {
 def answers():
     network = mnist_flax.load()
     with usual_modes():
-        warp = jax.jit(augment, static_argnums=2, compiler_options=RUN_ONCE)
+        warp = jax.jit(augment, static_argnums=2, compiler_options=FAST_COMPILE)
         augmented = warp(jax.random.key(0), IMAGES, Augmentation())
     everything = network.predict(IMAGES), network.novelty(IMAGES), network.activations(IMAGES), augmented
     return [(x.dtype, x.tobytes()) for x in map(np.asarray, jax.tree.leaves(jax.device_get(everything)))]

@@ -40,7 +40,7 @@ def start(num_processes, devices_each, workdir):
 def finish(processes):
     """Exit statuses, and what each said of the run: threads of Gloo's talk too, into each other's lines."""
     outcomes = [process.communicate(timeout=200) for process in processes]
-    ours = re.compile(r"digits:|12,534 parameters|Compiled|Epoch|Resuming|Saved|Test accuracy|Curves")
+    ours = re.compile(r"digits:|12,534 parameters|Each batch|Compiled|Epoch|Resuming|Saved|Test accuracy|Curves")
     said = [[line for line in out.splitlines() if ours.search(line)] for out, _ in outcomes]
     return [process.returncode for process in processes], said, [err for _, err in outcomes]
 
@@ -76,6 +76,7 @@ def test_stopped_and_killed_and_gone_on_with_on_other_devices(whole, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     statuses, said, errors = finish(processes)
     assert statuses == [143, 143], errors
+    assert any("slower than one process alone" in line for line in said[0])
     assert "Saved after step" in said[0][-1]
     assert said[1] == []
 

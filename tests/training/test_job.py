@@ -12,7 +12,9 @@ from contextlib import suppress
 
 import pytest
 
-RUN = "from mnist_flax.training import job; job.JOIN_SECONDS = {}; from mnist_flax import train; train.main()"
+RUN = (
+    "from mnist_flax.training import distributed as d; d.JOIN_SECONDS = {}; from mnist_flax import train; train.main()"
+)
 OPTIONS = ["--distributed", "--dataset", "digits", "--epochs", "1", "--no-report"]
 
 
@@ -125,9 +127,9 @@ def test_nobody_to_join(tmp_path):
         statuses, errors = finish(*alone)
     assert statuses == [2] * 4
     assert all(error.startswith(f"error: process {i} waited 4 s") for i, error in zip((1, 1, 0), errors, strict=False))
-    assert "it does not answer" in errors[0]
-    assert "'no-such-host.invalid' does not resolve" in errors[1]
-    assert "some did not come" in errors[2]
+    for error in errors[:3]:
+        assert "see whether all of them run, and whether this machine knows and reaches that address" in error
+    assert "no-such-host.invalid" in errors[1]
     assert "is in use by another program" in errors[3]
     assert_nothing_written(tmp_path)
 

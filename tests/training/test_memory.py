@@ -1,10 +1,11 @@
 import pytest
 
-from mnist_flax.config import Config, require_countable
+from mnist_flax.config import Config
 from mnist_flax.errors import UserError
 from mnist_flax.model import BLOCKS
+from mnist_flax.presets import resolve
 from mnist_flax.summary import layers
-from mnist_flax.training import memory
+from mnist_flax.training import devices
 from mnist_flax.training.mesh import make_mesh
 
 
@@ -23,12 +24,12 @@ from mnist_flax.training.mesh import make_mesh
     ],
 )
 def test_more_than_there_is_or_can_be_counted(changes, num_train, message):
-    config = Config(dataset="digits", **{"epochs": 60, **changes})
+    config = Config(**{"epochs": 60, **changes})
     if message is None:
-        require_countable(config, num_train)
+        assert resolve(config, "digits", num_train, 0).batch_size == config.batch_size
     else:
         with pytest.raises(UserError, match=message):
-            require_countable(config, num_train)
+            resolve(config, "digits", num_train, 0)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +49,21 @@ def test_more_than_there_is_or_can_be_counted(changes, num_train, message):
 )
 def test_what_plainly_does_not_fit(monkeypatch, batch_size, num_replicas, platform, message):
     mesh = make_mesh(batch_size, 1, 1)
-    monkeypatch.setattr(memory, "memory", lambda mesh: 4 * 10**9)
-    monkeypatch.setattr(memory, "platform_of", lambda mesh: platform)
+    monkeypatch.setattr(devices, "memory", lambda mesh: 4 * 10**9)
+    monkeypatch.setattr(devices, "platform_of", lambda mesh: platform)
     if message is None:
-        memory.require_memory(mesh, batch_size, num_replicas, 55_000)
+        devices.require_memory(mesh, batch_size, num_replicas, 55_000)
     else:
         with pytest.raises(UserError, match=message):
-            memory.require_memory(mesh, batch_size, num_replicas, 55_000)
+            devices.require_memory(mesh, batch_size, num_replicas, 55_000)
 
 
 def test_the_estimate_is_of_the_network():
     sizes = [layer.shape for layer in layers() if layer.name in {f"{block}.relu" for block in BLOCKS}]
     exact = 4 * sum(h * w * c for h, w, c in sizes)
-    assert 0.99 * exact < memory.IMAGE_BYTES <= exact
+    assert 0.99 * exact < devices.IMAGE_BYTES <= exact
 
 
 def test_this_machine_has_memory():
     mesh = make_mesh(64, 1)
-    assert 10**8 < memory.memory(mesh) < 10**14
+    assert 10**8 < devices.memory(mesh) < 10**14

@@ -7,8 +7,8 @@ import pytest
 import mnist_flax
 from mnist_flax import data
 from mnist_flax.config import Config
-from mnist_flax.training.mesh import RUN_ONCE, make_mesh
-from mnist_flax.training.programs import TrainingProgram, shapes_of_states, step_options
+from mnist_flax.training.mesh import FAST_COMPILE, make_mesh
+from mnist_flax.training.programs import shapes_of_states, step_options, training_program
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
@@ -19,9 +19,9 @@ def test_what_devices_send_each_other_in_a_step(num_devices):
     """
     dataset, config = data.load("digits", None, 119), Config()
     mesh = make_mesh(config.batch_size, num_devices)
-    training = TrainingProgram(mesh, step_options(config, dataset.normalization, 100), dataset.train)
+    training = training_program(mesh, step_options(config, dataset.normalization, 100), dataset.train)
     lowered = training.trace(shapes_of_states(1, mesh, config, 100)).lower()
-    program = lowered.compile(RUN_ONCE).as_text()
+    program = lowered.compile(FAST_COMPILE).as_text()
     sent = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = [dimensions for results in sent for _, dimensions in re.findall(r"(f32|s32)\[([\d,]*)\]", results)]
     numbers = sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)

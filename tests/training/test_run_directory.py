@@ -9,7 +9,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.inference import weights
 from mnist_flax.inference.classifier import PRETRAINED
 from mnist_flax.training.contents import REPORT, read_recorded
-from mnist_flax.training.run_directory import claimed, require_free
+from mnist_flax.training.run_directory import lock, require_free
 
 ROW = json.dumps({"epoch": 1, "train_loss": 1.0, "val_accuracy": 0.5}) + "\n"
 SUMMARY = json.dumps({"dataset": "digits", "num_params": 1, "versions": {}})
@@ -18,7 +18,7 @@ SUMMARY = json.dumps({"dataset": "digits", "num_params": 1, "versions": {}})
 def started(workdir, **options):
     """A run directory with what a run of this configuration writes, but for checkpoints."""
     config = Config(workdir=workdir, **options)
-    with claimed(config):
+    with lock(config):
         pass
     (workdir / "metrics.jsonl").write_text(ROW)
     weights.save(workdir / "network.safetensors", *weights.load(PRETRAINED))
@@ -60,7 +60,7 @@ def test_what_is_not_in_the_way_is_not_asked_for(tmp_path, name, overwrite):
     config = started(tmp_path)
     config = Config(workdir=tmp_path, overwrite=overwrite)
     require_free(config)
-    with claimed(config):
+    with lock(config):
         assert path.read_text() == "mine"
         assert (tmp_path / "metrics.jsonl").exists() != overwrite
         assert (tmp_path / "network.safetensors").exists() != overwrite
@@ -117,7 +117,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with pytest.raises(UserError) as refused, claimed(Config(workdir=tmp_path)):
+    with pytest.raises(UserError) as refused, lock(Config(workdir=tmp_path)):
         pass
     assert str(refused.value).startswith(f"{tmp_path}/.lock cannot be locked (N")
     assert "choose a --workdir on a local disk" in str(refused.value)

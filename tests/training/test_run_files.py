@@ -24,7 +24,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.ops import Choice
 from mnist_flax.training.checkpoint import Checkpoints
 from mnist_flax.training.mesh import make_mesh, to_host
-from mnist_flax.training.programs import create_states, zero_totals
+from mnist_flax.training.programs import create_states, zero_metrics
 from mnist_flax.training.records import read_history
 from mnist_flax.training.run import Progress, Run
 from mnist_flax.training.run_files import RunFiles
@@ -45,7 +45,7 @@ def files(workdir, kernels="xla", num_devices=1):
 def started():
     mesh = make_mesh(64, 1, len(SEEDS))
     state = create_states(SEEDS, mesh, Config(), total_steps=10)
-    return Progress(state, zero_totals(len(SEEDS), mesh), [[], []], 0.0)
+    return Progress(state, zero_metrics(len(SEEDS), mesh), ((), ()))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -69,11 +69,11 @@ def test_it_holds_what_the_epoch_left_whatever_training_does_meanwhile(tmp_path,
     monkeypatch.setattr(Checkpoints, "save", save_later)
     row = {"epoch": 1, "step": 1, "val_accuracy": 0.5, "val_size": 119}
     state, twin = (advance(jax.tree.map(jnp.copy, started().state)) for _ in range(2))
-    progress = started()._replace(state=state, histories=[[row], [row]])
+    progress = started()._replace(state=state, histories=((row,), (row,)), step=1)
     with files(tmp_path) as written:
         written.save_epoch(progress, {1: {"step": 1}, 0: {"step": 1}}, [])
-        progress = progress._replace(state=advance(progress.state))  # while nothing is written yet
-        progress.histories[0].append({**row, "epoch": 2, "step": 2})
+        longer = (row, {**row, "epoch": 2, "step": 2})  # while nothing is written yet
+        progress = progress._replace(state=advance(progress.state), histories=(longer, longer), step=2)
         assert saved == []
         trained.set()
         written.save_last(progress)
@@ -81,7 +81,7 @@ def test_it_holds_what_the_epoch_left_whatever_training_does_meanwhile(tmp_path,
         written.last.discard_after(1)
         found = written.restore(started())
         assert found is not None
-        assert found.histories == [[row], [row]]
+        assert found.histories == ((row,), (row,))
         assert found.step == 1
         assert (jax.random.key_data(found.state.key) == jax.random.key_data(twin.key)).all()
         best, cards = written.restore_best(progress)
@@ -130,9 +130,9 @@ def test_a_new_start_never_costs_a_run_what_it_has(tmp_path):
 
 
 def test_a_damaged_state_to_go_on_from_is_kept_and_no_new_start_made(tmp_path):
-    progress = started()._replace(histories=[[row_of(1)], [row_of(1)]])
+    progress = started()._replace(histories=((row_of(1),), (row_of(1),)))
     with files(tmp_path) as written:
-        written.open_records([[], []], SAMPLES)
+        written.open_records([(), ()], SAMPLES)
         written.save_epoch(progress, {0: row_of(1), 1: row_of(1)}, [])
     (tmp_path / "last/0/state/manifest.ocdbt").write_bytes(b"")
     (tmp_path / "seed-3/metrics.jsonl").write_text("{}")
@@ -153,7 +153,7 @@ def test_records_of_the_last_epoch_that_were_not_written_are_when_the_run_goes_o
         written.best[0].save(1, started().state.variables, row)
         written.best[1].save(1, started().state.variables, row)
         state = advance(jax.tree.map(jnp.copy, started().state))
-        written.save_last(started()._replace(state=state, histories=[[row], [row]]))
+        written.save_last(started()._replace(state=state, histories=((row,), (row,)), step=1))
     with files(tmp_path) as written:
         progress = written.restore(started())
         written.open_records(progress.histories, SAMPLES)
@@ -189,7 +189,7 @@ def write_a_run(workdir, completed):
         written.open_records(progress.histories, SAMPLES)
         for epoch in range(done + 1, 3):
             state = advance(state)
-            progress = progress._replace(state=state, histories=[rows[:epoch], rows[:epoch]])
+            progress = progress._replace(state=state, histories=(rows[:epoch], rows[:epoch]), step=epoch)
             written.save_epoch(progress, {1: rows[epoch - 1], 0: rows[epoch - 1]}, [0, 1])
             written.save_last(progress)
             completed.append(epoch)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from scipy import stats
 
 from mnist_flax.config import Config
+from mnist_flax.presets import resolve
 from mnist_flax.training.selection import best_epoch, best_kept_epoch, interval_of_mean, stop_reason
 
 
@@ -41,16 +43,17 @@ def test_few_held_out_images_do_not_tell_which_epoch_is_best():
 
 
 def test_stops_after_patience_epochs_without_improvement():
-    config = Config(epochs=20, patience=3)
+    config = resolve(Config(epochs=20, patience=3), "mnist", 55_000, 5_000)
     assert stop_reason(history(), config) is None
     assert stop_reason(history(0.5, 0.9, 0.8, 0.9), config) is None
     assert "for 3 epochs" in stop_reason(history(0.5, 0.9, 0.8, 0.9, 0.7), config)
     assert stop_reason(history(0.5, 0.9, 0.8, 0.9, 0.91), config) is None
-    assert stop_reason(history(*[0.9] * 19), Config(epochs=20, patience=0)) is None
+    never = dataclasses.replace(config, patience=0)
+    assert stop_reason(history(*[0.9] * 19), never) is None
 
 
 def test_stops_at_the_target_or_the_last_epoch():
-    config = Config(epochs=3, target_accuracy=0.994)
+    config = resolve(Config(epochs=3, target_accuracy=0.994), "mnist", 55_000, 5_000)
     assert stop_reason(history(0.99, 0.9939), config) is None
     assert "target of 99.40%" in stop_reason(history(0.99, 9940 / 10000), config)
     assert stop_reason(history(0.1, 0.2, 0.3), config) == "all epochs done"

@@ -23,12 +23,12 @@ from mnist_flax.inference import weights
 from mnist_flax.inference.transfer import teachers
 from mnist_flax.model import MNISTNet
 from mnist_flax.optim import make_optimizer
-from mnist_flax.step import Batch, EpochPlan, StepOptions, next_batch, train_step
+from mnist_flax.step import Batch, EpochPlan, StepOptions, take_batch, train_step
 from mnist_flax.train import parse, train
 from mnist_flax.training import debugging
 from mnist_flax.training.mesh import make_mesh, to_host
-from mnist_flax.training.programs import TrainingProgram, create_states, zero_totals
-from mnist_flax.training.run import of_replica
+from mnist_flax.training.programs import create_states, training_program, zero_metrics
+from mnist_flax.training.run import take_replica
 from mnist_flax.training.signals import Interruption
 
 NORMALIZATION = Normalization(0.1307, 0.3081)
@@ -51,14 +51,14 @@ def initial(mesh):
 def program():
     mesh = make_mesh(12, 2, len(SEEDS))
     assert mesh.devices.shape == (1, 2)
-    return mesh, TrainingProgram(mesh, OPTIONS, EXAMPLES, teachers=to_float64(TEACHERS))
+    return mesh, training_program(mesh, OPTIONS, EXAMPLES, teachers=to_float64(TEACHERS))
 
 
 def run(epochs):
     """Variables and totals after calls of so many steps, an epoch each call, as the trainer makes them."""
     with jax.enable_x64(True):
         mesh, training = program()
-        state, totals = initial(mesh), to_float64(zero_totals(len(SEEDS), mesh))
+        state, totals = initial(mesh), to_float64(zero_metrics(len(SEEDS), mesh))
         for num_steps in epochs:
             state, totals = training(state, totals, training.plan(state), np.int32(num_steps))
         return to_host((state.variables, totals))
@@ -70,18 +70,18 @@ def taught():
 
 
 def test_the_targets_are_the_mean_answers_on_the_very_images_of_the_step(taught):
-    """Step by step on one device: each teacher's answer on the batch that `next_batch` makes, averaged by NumPy."""
+    """Step by step on one device: each teacher's answer on the batch that `take_batch` makes, averaged by NumPy."""
     with jax.enable_x64(True):
         mesh, training = program()
         state = jax.tree.map(lambda x: jnp.asarray(x[1]), to_host(initial(mesh)))
-        plan, other = (of_replica(to_host(training.plan(initial(mesh))), i) for i in (1, 0))
+        plan, other = (take_replica(to_host(training.plan(initial(mesh))), i) for i in (1, 0))
         jax.tree.map(np.testing.assert_array_equal, plan, other)  # replicas differ in their initial weights alone
         each = [jax.tree.map(lambda x, i=i: x[i], to_float64(TEACHERS)) for i in range(2)]
-        batch = jax.jit(functools.partial(next_batch, first=0, size=12, options=OPTIONS))
+        batch = jax.jit(functools.partial(take_batch, options=OPTIONS))
         answer, advance = jax.jit(MNISTNet().apply), jax.jit(functools.partial(train_step, label_smoothing=0.1))
         state, losses = state.replace(apply_fn=MNISTNet().apply), []
         for step in range(4):
-            images, labels, _ = batch(state, plan, examples=jax.tree.map(jnp.asarray, EXAMPLES))
+            images, labels, _ = batch(plan, state.step, examples=jax.tree.map(jnp.asarray, EXAMPLES))
             targets = np.mean([softmax(answer(teacher, images), axis=-1) for teacher in each], axis=0)
             state, metrics = advance(state, Batch(images, labels, jnp.asarray(targets)))
             losses.append(float(metrics["loss"]))
@@ -101,14 +101,13 @@ def test_a_replica_is_taught_while_another_has_stopped(taught):
 def test_debug_nans_repeats_a_step_with_its_teachers(monkeypatch):
     """The very step; what it computes, one operation at a time, would take half a minute."""
     repeated = []
-    monkeypatch.setattr(debugging, "next_batch", lambda *_, **__: Batch(jnp.zeros((12, 28, 28, 1)), jnp.zeros(12)))
+    monkeypatch.setattr(debugging, "take_batch", lambda *_, **__: Batch(jnp.zeros((12, 28, 28, 1)), jnp.zeros(12)))
     monkeypatch.setattr(debugging, "mean_probabilities", lambda teachers, images, **_: (teachers, images.shape))
     monkeypatch.setattr(debugging, "train_step", lambda state, batch, **_: repeated.append(batch.targets))
     state = to_host(create_states(np.array([5], np.uint32), make_mesh(12, 1), Config(), 12))
     plan = EpochPlan(jnp.arange(48) % 40, Distortions(((jnp.zeros(48),) * 3,) * 2, None, None))
     for given in (None, "teachers"):
-        options = {"examples": EXAMPLES, "options": OPTIONS, "teachers": given}
-        debugging.nonfinite_operation(state, plan, **options)
+        debugging.nonfinite_operation(state, plan, EXAMPLES, OPTIONS, given)
     assert repeated == [None, ("teachers", (12, 28, 28, 1))]
 
 

@@ -222,7 +222,8 @@ def test_a_run_without_its_config_names_no_file_that_is_not_there(run, tmp_path)
 def test_a_value_that_is_not_of_its_options_type_is_refused(run, tmp_path):
     for value in ("ten", 1.5, [], True):
         wrong = of_an_earlier_version(run, tmp_path / f"run-{value}", epochs=value)
-        message = f"{wrong}/config.json is not a run's config.json (epochs is {json.dumps(value)}, which it cannot be)"
+        reason = f"epochs is {json.dumps(value)}; an integer or null was expected"
+        message = f"{wrong}/config.json is not a run's config.json ({reason})"
         with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
             write_report([wrong], tmp_path / "out")
 
