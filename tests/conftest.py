@@ -15,6 +15,7 @@ settings.register_profile("fuzz", deadline=None, max_examples=2000)
 settings.load_profile("default")
 
 GOLDEN = Path(__file__).parent / "golden"
+LARGEST_CACHE = 2_000_000_000  # bytes
 
 
 def _mnist_directory() -> Path | None:
@@ -29,17 +30,23 @@ def _mnist_directory() -> Path | None:
 def _cache_home(tmp_path_factory):
     """All tests, and the commands that they run, share their compiled programs, and not with the user's own.
 
-    Most of their time is compilation. Processes that run tests side by side have one directory.
+    Most of their time is compilation, so the next run finds them again: in $XDG_CACHE_HOME/mnist_flax_tests, which is
+    emptied when it has grown beyond `LARGEST_CACHE`. Processes that run tests side by side have one directory.
     """
     from mnist_flax.cli import use_compilation_cache
     from mnist_flax.ops import native
 
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_flax_tests"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home that can be written
+        cache = tmp_path_factory.getbasetemp() / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         with FileLock(f"{cache}.lock"):
-            native.unavailable_reason()  # compiles the CPU kernels, once
+            if sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) > LARGEST_CACHE:
+                shutil.rmtree(cache / "mnist_flax")
+            native.unavailable_reason()  # compiles the CPU kernels, unless a run before has
         use_compilation_cache()
         yield
 
