@@ -15,6 +15,7 @@ settings.register_profile("fuzz", deadline=None, max_examples=2000)
 settings.load_profile("default")
 
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = {"test_train", "test_step", "test_distributed", "test_teachers", "test_report", "test_accelerators"}
 LARGEST_CACHE = 2_000_000_000  # bytes
 
 
@@ -24,6 +25,11 @@ def _mnist_directory() -> Path | None:
         if directory and (Path(directory) / "downloads/manual/train-images-idx3-ubyte.gz").exists():
             return Path(directory).absolute()
     return None
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes come first: whichever process is the last to end then has a short one."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
