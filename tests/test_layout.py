@@ -62,11 +62,11 @@ def test_every_part_of_the_package_has_a_floor():
     assert {module.split(".")[1] for module in MODULES if module != "mnist_flax"} == set().union(*FLOORS)
 
 
-def test_the_readme_says_what_every_part_is_for():
-    readme = (PACKAGE.parent / "README.md").read_text()
+def test_the_docs_say_what_every_part_is_for():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text()
     modules = [f"`{path.name}`" for path in PACKAGE.glob("[!_]*.py")]
     folders = [f"`mnist_flax/{path.parent.name}/`" for path in PACKAGE.glob("*/__init__.py")]
-    assert [part for part in modules + folders if part not in readme] == []
+    assert [part for part in modules + folders if part not in page] == []
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "mnist_flax"])

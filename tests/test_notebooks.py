@@ -94,7 +94,7 @@ def test_it_exports_what_it_trained(executed, folder):
 
 
 def test_what_is_called_by_hand_gives_what_a_run_gives(executed):
-    """The notebook asserts that bits are the same; one device and four differ by the order in which floats are added."""
+    """The notebook asserts that bits are the same; on four devices floats are added in another order."""
     one, four = (
         re.search(r"loss (\d\.\d{3})", printed(executed("inside"), name)) for name in ("epoch", "four-devices")
     )

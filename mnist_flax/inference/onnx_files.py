@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 
 from mnist_flax.errors import require
 from mnist_flax.files import SIGN
@@ -65,7 +65,7 @@ class _Graph:
         self.nodes.append(self.helper.make_node(operation, [self.last, *inputs], [name], name=name, **attributes))
         self.last = name
 
-    def constant(self, name: str, value: ArrayLike, dtype: DTypeLike = np.float32) -> str:
+    def constant(self, name: str, value: np.ndarray | float | list[int], dtype: DTypeLike = np.float32) -> str:
         self.constants[name] = np.asarray(value, dtype)
         return name
 

@@ -90,7 +90,7 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], names: tuple[str, ...]
     return figure
 
 
-def _tiled(
+def tiled(
     tiles: Sequence[UInt8[np.ndarray, "..."]],
     columns: int,
     side: int = 112,
@@ -165,18 +165,18 @@ def misclassified(
     """
     wrong = mistakes(labels, log_probabilities, names)[:MOST_MISTAKES]
     captions = [f"{mistake.label} → {mistake.predicted}  {mistake.probability:.0%}" for mistake in wrong]
-    return _tiled([images[mistake.place] for mistake in wrong], 10, captions=captions)
+    return tiled([images[mistake.place] for mistake in wrong], 10, captions=captions)
 
 
 def image_grid(images: Images) -> Image.Image:
     """Images side by side."""
-    return _tiled(list(images), 16)
+    return tiled(list(images), 16)
 
 
 def filters(kernel: Float[np.ndarray, "height width 1 features"]) -> Image.Image:
     """First-layer filters; blue is negative, red positive."""
     colours = diverging(kernel[:, :, 0].transpose(2, 0, 1), float(np.abs(kernel).max()))
-    return _tiled(list(colours), len(colours))
+    return tiled(list(colours), len(colours))
 
 
 def diverging(values: Float[np.ndarray, "*shape"], limit: float) -> UInt8[np.ndarray, "*shape 3"]:
@@ -193,7 +193,7 @@ def activations(maps: dict[str, Float[np.ndarray, "n h w c"]], images: Images) -
     for i, image in enumerate(images):
         bright = [(values[i], max(values[i].max(), 1e-9)) for values in maps.values()]
         tiles += [image, *(colours(mosaic(x / top, 1.0), bytes=True)[..., :3].copy() for x, top in bright)]
-    return _tiled(tiles, len(head), 220, head=head)
+    return tiled(tiles, len(head), 220, head=head)
 
 
 def mosaic(channels: Shaped[np.ndarray, "h w c"], gap: np.generic | float) -> Shaped[np.ndarray, "rows columns"]:

@@ -298,8 +298,8 @@ def test_mistakes_none_some_and_more_than_can_be_looked_at(mistakes, monkeypatch
     images, labels = np.zeros((mistakes + 5, 28, 28), np.uint8), np.ones(mistakes + 5, np.int32)
     labels[:mistakes] = 0
     log_probabilities = np.log(np.tile(np.float32([0.1, 0.9]), (mistakes + 5, 1)))
-    given, tiled = [], plots._tiled
-    monkeypatch.setattr(plots, "_tiled", lambda *tiles, **above: given.append(above) or tiled(*tiles, **above))
+    given, tiled = [], plots.tiled
+    monkeypatch.setattr(plots, "tiled", lambda *tiles, **above: given.append(above) or tiled(*tiles, **above))
     picture = plots.misclassified(images, labels, log_probabilities, ("0", "1"))
     assert given == [{"captions": ["0 → 1  90%"] * min(mistakes, 1000)}]
     assert np.unique(np.asarray(picture)).size > 2  # letters are drawn, with smooth edges
@@ -307,7 +307,7 @@ def test_mistakes_none_some_and_more_than_can_be_looked_at(mistakes, monkeypatch
 
 def test_tiles_are_enlarged_by_whole_numbers_under_their_column():
     grey, coloured = np.arange(16, dtype=np.uint8).reshape(4, 4), np.full((3, 5, 3), (200, 0, 0), np.uint8)
-    picture = np.asarray(plots._tiled([grey, coloured, grey], 2, 20))
+    picture = np.asarray(plots.tiled([grey, coloured, grey], 2, 20))
     assert picture.shape == (2 * 21, 2 * 21, 3)
     np.testing.assert_array_equal(picture[:20, :20, 0], np.repeat(np.repeat(grey, 5, 0), 5, 1))
     assert (picture[:21, 21:].sum(-1) == 200).sum() == 12 * 20
