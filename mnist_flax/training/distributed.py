@@ -45,7 +45,7 @@ def _private() -> Any:
         module: Any = distributed
         _ = module.global_state.client, module.clusters.ClusterEnv.auto_detect_unset_distributed_params
     except (ImportError, AttributeError) as error:
-        raise UserError(f"--distributed does not know JAX {jax.__version__} ({error}): use JAX 0.10") from error
+        raise UserError(f"--distributed does not know JAX {jax.__version__} ({error}): use JAX 0.10 to 0.12") from error
     return module
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,6 +98,20 @@ def test_stopped_and_killed_and_gone_on_with_on_other_devices(whole, tmp_path):
     assert said[1] == []
     assert_close(tmp_path, whole)
     assert (tmp_path / "network.safetensors").exists()  # the main process read the checkpoint alone
+
+
+def test_under_open_mpi(tmp_path):
+    """JAX finds the job by itself, as it does under Slurm."""
+    if not shutil.which("mpirun"):
+        pytest.skip("needs Open MPI: apt-get install openmpi-bin")
+    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2", sys.executable]
+    command += ["-m", "mnist_flax.train", "--distributed", "--dataset", "digits", "--epochs", "1", "--val-size", "0"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    options = {"capture_output": True, "text": True, "timeout": 200, "env": environment}
+    done = subprocess.run([*command, "--no-report", "--workdir", str(tmp_path)], **options)
+    assert done.returncode == 0, done.stderr
+    assert "on 2 x cpu" in done.stdout
+    assert done.stdout.count("Test accuracy ") == 1  # process 0 alone prints
 
 
 def test_without_a_job_there_is_nothing_to_join(tmp_path):
