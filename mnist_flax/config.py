@@ -225,9 +225,7 @@ def require_dataset(name: str) -> None:
         UserError: it is neither.
     """
     if name not in NAMES and not Path(name).exists():
-        raise UserError(
-            f"{name} is neither a file or folder here nor one of the data sets {', '.join(NAMES)}; --dataset names one"
-        )
+        raise UserError(f"{name} is neither a file or folder here nor one of the data sets {', '.join(NAMES)}")
 
 
 def located(dataset: str) -> str:

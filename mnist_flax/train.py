@@ -138,7 +138,7 @@ def _require_apart(config: Config) -> None:
     workdir, data = config.workdir.resolve(), Path(config.dataset).resolve()
     if config.dataset not in NAMES and (workdir.is_relative_to(data) or data.is_relative_to(workdir)):
         raise UserError(
-            f"--workdir {config.workdir} and --dataset {config.dataset} are not apart: choose a --workdir elsewhere"
+            f"--workdir {config.workdir} and --dataset {config.dataset} contain one another: choose a --workdir elsewhere"
         )
 
 
@@ -219,7 +219,7 @@ def _report(config: Config, dataset: "Dataset") -> None:
         reason = f"{error}" if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
         raise UserError(
             f"the report could not be drawn ({reason}). The run in {config.workdir} is finished and whole: run the "
-            "same command again to draw the report alone, or with --no-report to do without"
+            "same command again to draw the report alone, or with --no-report to leave it out"
         ) from error
     print(f"Report         {page}")
 

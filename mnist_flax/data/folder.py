@@ -41,7 +41,7 @@ def find(root: Path, suffixes: Collection[str]) -> dict[str, Classes]:
         if not classes:
             raise UserError(f"{splits[split]} has no images: a split has a folder of them for each class")
         if unknown := sorted(set(classes) - set(names)):
-            raise UserError(f"{splits[split] / unknown[0]} is of a class of which {train} has no folder")
+            raise UserError(f"{splits[split] / unknown[0]} is of a class that has no folder in {train}")
     return found
 
 
@@ -109,7 +109,7 @@ def _classes(split: Path, suffixes: Collection[str]) -> Classes:
         if not found[folder.name]:
             raise UserError(f"{folder} has no images ({', '.join(sorted(suffixes))})")
     if others:
-        warnings.warn(f"left out, as their names are not those of images: {some(others)}", stacklevel=2)
+        warnings.warn(f"left out, because their names are not those of images: {some(others)}", stacklevel=2)
     return found
 
 

@@ -32,8 +32,8 @@ def export(
         load: see `integers.from_network`.
 
     Raises:
-        UserError: the name is no C file's, one of the two is a file that is not ours, or the network cannot be had in
-            integers. Then nothing is written.
+        UserError: the name is no C file's, one of the two is a file that is not ours, or the network cannot be
+            converted to integers. Then nothing is written.
     """
     if not re.fullmatch(r"[\w.+-]+\.c", path.name, re.ASCII):
         raise UserError(f"{path} must end in .c, after a name of letters, digits and . _ + - that an #include can hold")

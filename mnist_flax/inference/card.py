@@ -46,7 +46,7 @@ def check(card: object, where: object, *, required: tuple[str, ...] = ()) -> Car
             raise ValueError(f"its {wrong[0]} cannot be that")
         validate(recorded(card["config"]).config)
     except KeyError as error:
-        raise UserError(f"{where} has a card that says nothing of {error}") from error
+        raise UserError(f"{where} has a card without {error}") from error
     except (ValueError, TypeError, UserError) as error:
         raise UserError(f"{where} has a card that cannot be read ({error})") from error
     return card

@@ -48,7 +48,7 @@ def evaluate(
         int8: measure the network in integers, as `export --format c` writes it, without shifts.
 
     Raises:
-        UserError: the network or the data cannot be had.
+        UserError: the network or the data cannot be loaded.
     """
     network = classifier.load(checkpoint)
     name: str = dataset or network.card["dataset"]

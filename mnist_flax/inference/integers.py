@@ -90,10 +90,10 @@ def from_network(network: Classifier, data_dir: Path | None = None, load: Load =
         load: `reading.folder.load`, which this layer may not import, if the data set may be a folder.
 
     Raises:
-        UserError: there are no maxima, and the data set cannot be had; or a weight is NaN or infinite.
+        UserError: there are no maxima, and the data set cannot be loaded; or a weight is NaN or infinite.
     """
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(network.variables)):
-        raise UserError("the network cannot be had in integers: some of its weights are NaN or infinite")
+        raise UserError("the network cannot be converted to integers: some of its weights are NaN or infinite")
     if MAXIMA in network.card:
         return quantize(network, network.card[MAXIMA])
     name = network.card["dataset"]
@@ -102,7 +102,7 @@ def from_network(network: Classifier, data_dir: Path | None = None, load: Load =
     except UserError as error:
         raise UserError(
             f"integers need the largest activation of each block; this network's card has no {MAXIMA}, and {name}'s "
-            f"training images, on which to measure them, cannot be had ({error}); --data-dir says where they are"
+            f"training images, on which to measure them, cannot be loaded ({error}); --data-dir says where they are"
         ) from error
     return quantize(network, maxima(network, train))
 

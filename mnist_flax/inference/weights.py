@@ -134,7 +134,7 @@ def _load_training_state(checkpoint: Path, histories: Any) -> tuple[dict[str, An
     try:
         _, best, _ = load_run(checkpoint.absolute().parents[1])
     except UserError as error:
-        raise UserError(f"{checkpoint} is of use only beside the run's best checkpoint: {error}") from error
+        raise UserError(f"{checkpoint} can be read only beside the run's best checkpoint: {error}") from error
     shapes = variable_shapes()
     state = read_arrays(checkpoint, {"state": {**shapes, "step": 0}})["state"]
     try:

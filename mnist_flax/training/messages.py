@@ -41,7 +41,7 @@ def opening(run: Run, progress: Progress) -> list[str]:
         *([f"Training towards the mean answer of teachers: {num_teachers}, {config.teacher}"] if num_teachers else []),
         *([f"Accelerators: {accelerators}"] if accelerators else []),
         *([SHARED] if platform_of(run.mesh) == "cpu" and shares_batches(run.mesh) else []),
-        *([f"Slower than it could be, without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
+        *([f"Training is slower without the CPU kernels: {run.kernels.why}"] if run.kernels.why else []),
         f"{run.epochs} epoch{'s' * (run.epochs != 1)} of {run.steps_per_epoch:,} steps of {config.batch_size} images, "
         f"into {config.workdir}",
     ]
@@ -55,7 +55,7 @@ def resuming(run: Run, progress: Progress) -> str:
 
 def starting_again(run: Run) -> str:
     """The line that says that a run starts again, although it was begun before."""
-    return f"Starting again at epoch 1: {run.config.workdir / 'last'} holds nothing to go on from"
+    return f"Starting again at epoch 1: {run.config.workdir / 'last'} holds no checkpoint to resume from"
 
 
 def epoch_line(rows: list[Row]) -> str:

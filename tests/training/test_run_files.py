@@ -140,7 +140,7 @@ def test_a_damaged_state_to_go_on_from_is_kept_and_no_new_start_made(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             written = files(tmp_path)
-        with written, pytest.raises(UserError, match="last holds nothing to go on from"):
+        with written, pytest.raises(UserError, match="last holds no checkpoint to resume from"):
             written.restore(started())
         assert [path.name for path in (tmp_path / "last").iterdir()] == ["damaged-0"]
 
