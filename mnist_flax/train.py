@@ -138,7 +138,8 @@ def _require_apart(config: Config) -> None:
     workdir, data = config.workdir.resolve(), Path(config.dataset).resolve()
     if config.dataset not in NAMES and (workdir.is_relative_to(data) or data.is_relative_to(workdir)):
         raise UserError(
-            f"--workdir {config.workdir} and --dataset {config.dataset} contain one another: choose a --workdir elsewhere"
+            f"--workdir {config.workdir} and --dataset {config.dataset}: one contains the other; choose a --workdir "
+            "elsewhere"
         )
 
 

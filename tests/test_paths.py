@@ -112,6 +112,6 @@ def test_a_run_is_not_written_among_the_data(tmp_path, inside, monkeypatch):
         (tmp_path / "data/own" / name).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     for dataset, workdir in itertools.product(("data/own", tmp_path / "data/own"), (f"data/own/{inside}",)):
-        with pytest.raises(UserError, match="contain one another: choose a --workdir elsewhere"):
+        with pytest.raises(UserError, match="one contains the other; choose a --workdir elsewhere"):
             train(parse(["--dataset", str(dataset), "--workdir", workdir]))
     assert sorted(tmp_path.rglob("*")) == before

@@ -169,8 +169,8 @@ def _require_nothing_lost(last: Checkpoints, directories: Sequence[Path], bests:
         for found in [rows] if rows.exists() else best.of_later_epochs():
             raise UserError(
                 f"{last.directory} holds no checkpoint to resume from, but {found} is there, of a run that had come "
-                f"further: put {last.directory} back from a copy, choose another --workdir, or start again with --overwrite, "
-                "which deletes that run"
+                f"further: put {last.directory} back from a copy, choose another --workdir, or start again with "
+                "--overwrite, which deletes that run"
             )
 
 
