@@ -72,6 +72,9 @@ class Conv(nn.Module):
         kernel = jnp.asarray(self.param("kernel", kernel_init, (side, side, c_in, features)))
         bias_init = bias_init_for(side * side * c_in)
         bias = jnp.asarray(self.param("bias", bias_init, (features,)) if self.block.use_bias else 0.0)
+        if self.is_initializing():  # for which the result's shape will do: 1.2 s less to trace and compile
+            (n, height, width, _), growth = x.shape, 2 * self.block.padding + 1 - side
+            return jnp.zeros((n, height + growth, width + growth, features)), jnp.zeros((2, features)), bias
         return *ops.convolve(x, kernel, self.block.padding, self.kernels), bias
 
 
@@ -158,8 +161,7 @@ class MNISTNet(nn.Module):
     that BatchNorm sees the whole batch.
 
     Attributes:
-        kernels: what computes convolutions and BatchNorm: "xla", or on a CPU "native" (`ops/native.py`). With "none"
-            convolutions are zeros of their shapes.
+        kernels: what computes convolutions and BatchNorm: "xla", or on a CPU "native" (`ops/native.py`).
         num_classes: how many of its ten outputs are used: the first ones.
     """
 
@@ -194,8 +196,8 @@ class MNISTNet(nn.Module):
 
 
 def init_variables(key: jax.Array) -> dict[str, Any]:
-    """Fresh `{"params", "batch_stats"}`. Convolutions have no part in them, and would take 0.7 s to trace."""
-    variables: Any = MNISTNet(kernels="none").init(key, jnp.zeros((1, *IMAGE_SHAPE)))
+    """Fresh `{"params", "batch_stats"}`."""
+    variables: Any = MNISTNet().init(key, jnp.zeros((1, *IMAGE_SHAPE)))
     return variables
 
 

@@ -25,7 +25,7 @@ from mnist_flax.errors import UserError
 from mnist_flax.ops import cpu, gpu, native, plain, tpu
 from mnist_flax.ops.native import BlockedImages
 
-Kernels = Literal["native", "xla", "none"]
+Kernels = Literal["native", "xla"]
 Images = Float[Array, "_n _h _w _c"] | BlockedImages  # NHWC, or as the C++ kernels have them
 
 
@@ -106,9 +106,6 @@ def convolve(
 
     `padding` is the number of zeros on each side. `kernels` is what computes them, as in `MNISTNet`.
     """
-    if kernels == "none":
-        (n, height, width, _), growth, c_out = x.shape, 2 * padding + 1 - kernel.shape[0], kernel.shape[-1]
-        return jnp.zeros((n, height + growth, width + growth, c_out)), jnp.zeros((2, c_out))
     if kernels == "native" and kernel.dtype == jnp.float32:
         if not isinstance(x, PendingBatchNorm):
             return native.convolve(BlockedImages.of(x), jnp.zeros(0, jnp.float32), kernel, padding)

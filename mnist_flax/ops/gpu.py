@@ -38,7 +38,10 @@ def gradients(
 def activate(
     values: Float[Array, "n h w c"], factor: Float[Array, " c"], offset: Float[Array, " c"]
 ) -> Float[Array, "n h w c"]:
-    """The ReLU of `factor * values + offset`, with both gradients that are sums taken in one pass."""
+    """The ReLU of `factor * values + offset`, with both gradients that are sums taken in one pass. Never timed.
+
+    With `channel_sums`, which does the same, it saves 20 of 150 kernels of a step by the compiler's account (H100).
+    """
     return plain.activate(values, factor, offset)
 
 
@@ -57,7 +60,7 @@ activate.defvjp(_activate_fwd, _activate_bwd)
 
 
 def channel_sums(x: Float[Array, "n h w c"]) -> Float[Array, "2 c"]:
-    """For each channel the sums of `x` and of its squares, in one kernel and not two.
+    """For each channel the sums of `x` and of its squares, in one kernel and not two. Never timed; see `activate`.
 
     The second stage, each by itself, becomes part of what follows.
     """
