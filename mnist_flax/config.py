@@ -157,7 +157,9 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     """An option's value from what JSON has."""
     if not _fits(value, hint):
         raise UserError(f"{name} is {json.dumps(value)[:50]}; {_expected(hint)} was expected")
-    return Path(value) if isinstance(value, str) and hint in (Path, Path | None) else value
+    if isinstance(value, str) and hint in (Path, Path | None):
+        return Path(value)
+    return float(value) if type(value) is int and hint in (float, float | None) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:

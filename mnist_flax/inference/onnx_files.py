@@ -65,7 +65,7 @@ class _Graph:
         self.nodes.append(self.helper.make_node(operation, [self.last, *inputs], [name], name=name, **attributes))
         self.last = name
 
-    def constant(self, name: str, value: np.ndarray | float | list[int], dtype: DTypeLike = np.float32) -> str:
+    def constant(self, name: str, value: np.ndarray | float | int | list[int], dtype: DTypeLike = np.float32) -> str:
         self.constants[name] = np.asarray(value, dtype)
         return name
 

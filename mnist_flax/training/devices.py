@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mnist_flax.errors import UserError
 
 # What names a platform to JAX: options, which these environment variables set.
-ASKED_BY = {"jax_platforms": "JAX_PLATFORMS", "jax_platform_name": "JAX_PLATFORM_NAME"}
+ASKED_BY = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 
 
 @contextlib.contextmanager
@@ -45,7 +45,8 @@ def devices() -> list[Any]:
         return jax.devices()
     except Exception as error:  # JAX has several types for it, an AssertionError too
         reason = " ".join(re.split(r" \((?:set|you may)", str(error))[0].split()) or "no such device is visible"
-        asked = {name: getattr(jax.config, option) for option, name in ASKED_BY.items() if getattr(jax.config, option)}
+        every = {name: getattr(jax.config, name.lower(), None) or os.environ.get(name) for name in ASKED_BY}
+        asked = {name: value for name, value in every.items() if value}
         if not asked:
             raise UserError(
                 f"JAX cannot use this machine's devices ({reason}): see what JAX_* variables and XLA_FLAGS say; "

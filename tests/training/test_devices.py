@@ -68,7 +68,7 @@ def test_the_plain_model_takes_images_in_double_precision():
 
 
 COMMANDS = """
-import io, json, sys
+import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
 import jax
 from mnist_flax.__main__ import main
@@ -94,10 +94,12 @@ commands = {
 answers = {}
 for setting in settings:
     option, value = setting.split("=")
+    os.environ[option.upper()] = value
     with redirect_stderr(io.StringIO()):
         jax.config.update(option, value)
     answers[setting] = {name: run(name, *rest) for name, rest in commands.items() if name == "predict" or not answers}
     jax.config.update(option, None)
+    del os.environ[option.upper()]
 print(json.dumps(answers))
 """
 
