@@ -89,7 +89,7 @@ def _command() -> list[str] | None:
 
 def _name(command: list[str]) -> str:
     """The file name of the library that a command makes on this machine."""
-    made_from = (command, SUM, SOURCE.read_bytes(), jax.__version__, platform.machine(), _processor())
+    made_from = (command, SUM, SOURCE.read_bytes(), jax.__version__, platform.machine(), processor())
     return f"kernels-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.so"
 
 
@@ -146,7 +146,7 @@ def _reason(error: OSError, path: Path) -> str:
     return f"{path}: {error.strerror or error}"
 
 
-def _processor() -> str:
+def processor() -> str:
     """What tells processors apart: a home directory may be shared by machines of several kinds."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
